@@ -1,0 +1,9 @@
+// The subcommands of the binary. Each gets its own argv (argv[0] is the subcommand's name), prints
+// its own --help, and returns the exit code of the process.
+#pragma once
+
+enum {
+    CMD_OK = 0,
+    CMD_FAILED = 1, // the work failed; the cause was printed
+    CMD_USAGE = 2,  // the command line was wrong
+};

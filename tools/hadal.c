@@ -1,0 +1,36 @@
+// The one binary: finds the subcommand and hands it the rest of the command line.
+#include <stdio.h>
+#include <string.h>
+
+#include "tools/cmd.h"
+
+struct command {
+    const char *name;
+    int (*run)(int argc, char **argv);
+    const char *help;
+};
+
+static const struct command commands[] = {
+    {NULL, NULL, NULL},
+};
+
+static int usage(FILE *to, int rc)
+{
+    fputs("usage: hadal COMMAND [OPTION...]   (hadal COMMAND --help tells more)\n\n", to);
+    for (const struct command *c = commands; c->name; c++)
+        fprintf(to, "  %-12s %s\n", c->name, c->help);
+    return rc;
+}
+
+int main(int argc, char **argv)
+{
+    if (argc < 2)
+        return usage(stderr, CMD_USAGE);
+    if (!strcmp(argv[1], "--help") || !strcmp(argv[1], "-h") || !strcmp(argv[1], "help"))
+        return usage(stdout, CMD_OK);
+    for (const struct command *c = commands; c->name; c++)
+        if (!strcmp(c->name, argv[1]))
+            return c->run(argc - 1, argv + 1);
+    fprintf(stderr, "hadal: no command '%s'\n", argv[1]);
+    return usage(stderr, CMD_USAGE);
+}
