@@ -1,0 +1,217 @@
+// The control messages between coordinator and nodes, as plain C structs. Both cores and the
+// simulator speak these; proto/wire.c turns them into protobuf frames and back.
+//
+// Ownership: a `struct msg` borrows every array and string in it. From a core's action they are
+// valid until the next step of that core; from wire_decode until the decoder's arena is reset; from
+// msg_clone until msg_free.
+//
+// Order and loss: one control connection per node, TCP order. When the connection breaks, nothing
+// on it counts any more: the node says HELLO again and is formed into replicas anew, with higher
+// epochs.
+#pragma once
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/limits.h"
+#include "base/status.h"
+
+// Sampling of one request. Philox(seed, index of the token) makes the choice a pure function, so
+// that every replica continues a request identically. Field meanings and defaults as in OpenAI's
+// API and vLLM's extensions of it.
+struct sampling {
+    uint64_t seed;     // always set; drawn by the coordinator's shell when the client gave none
+    float temperature; // 0 = greedy
+    float top_p;       // 1 = off
+    float min_p;       // 0 = off
+    int32_t top_k;     // 0 = off
+    float repetition_penalty; // 1 = off; prompt and output
+    float presence_penalty;   // 0 = off; output
+    float frequency_penalty;  // 0 = off; output
+    bool logprobs;            // report the chosen token's log-probability
+    uint32_t top_logprobs;    // and this many alternatives, <= LIMIT_TOP_LOGPROBS
+};
+
+enum finish_reason {
+    FINISH_NONE,
+    FINISH_STOP,      // end-of-sequence token, or a stop string (found by the coordinator)
+    FINISH_LENGTH,    // max_tokens or the context is used up
+    FINISH_CANCELLED, // the client asked, or stayed away longer than the grace time
+    FINISH_ERROR,     // could not be served; the status says why
+};
+const char *
+finish_reason_name(enum finish_reason r); // "stop", "length", "cancelled", "error", "none"
+
+enum { MSG_STOP_IDS = 16 }; // end-of-sequence ids a request may carry
+
+// All that is needed to start, or to go on with, a request anywhere: its journal.
+struct journal {
+    uint64_t request; // unique in the cluster, never 0
+    const int32_t *prompt;
+    uint32_t prompt_n; // >= 1
+    const int32_t *emitted;
+    uint32_t emitted_n;  // tokens already sampled; the next one has this index
+    uint32_t max_tokens; // in all, emitted ones included; > emitted_n
+    int32_t stop_ids[MSG_STOP_IDS];
+    uint32_t stop_ids_n;
+    uint8_t band; // priority, 9 = highest
+    struct sampling sampling;
+};
+
+struct logprob {
+    int32_t token;
+    float value; // natural logarithm
+};
+
+// One sampled token of one request.
+struct token_out {
+    uint64_t request;
+    uint32_t index; // of the token in the answer; the first is 0
+    int32_t token;
+    uint8_t finish; // enum finish_reason; NONE = goes on
+    float logprob;  // 0 when not asked for
+    uint32_t top_n;
+    const struct logprob *top; // top_n entries, most likely first
+    uint32_t cached_tokens; // index == first of this dispatch: prompt tokens found in the KV cache
+};
+
+enum msg_kind {
+    // node -> coordinator
+    MSG_HELLO = 1, // first on a connection
+    MSG_HEARTBEAT,
+    MSG_FORMED,    // this rank is ready, or failed to get ready
+    MSG_TOKENS,    // from the lead
+    MSG_CANCELLED, // from the lead: answer to MSG_CANCEL, no more tokens of this request follow
+    MSG_FAULT,     // this rank's replica broke: which rank is suspected, and why
+    // coordinator -> node
+    MSG_WELCOME = 32,
+    MSG_FORM,     // become rank (stage, tensor) of a replica, at this epoch
+    MSG_DISSOLVE, // leave the replica; all its work is void
+    MSG_DISPATCH, // to the lead: start or continue a request
+    MSG_CANCEL,   // to the lead
+};
+const char *msg_kind_name(enum msg_kind k);
+
+enum { MSG_VERSION = 1 }; // of this protocol; a peer with another one is refused with LINK_VERSION
+
+struct msg_hello {
+    uint32_t version;
+    const char *name; // unique in the cluster, [A-Za-z0-9._-]{1,63}; "1", "2", ... under `hadal up`
+    uint64_t incarnation; // differs at each start of the process
+    uint32_t pid;
+    const char *host;        // ranks on one host may use shared memory
+    const char *backend;     // "cpu", "cuda", "mock"
+    const char *shm_address; // where its peers reach it; "" = does not offer
+    const char *tcp_address;
+    const char *verbs_address;
+    bool heartbeat_channel; // a second connection that carries only heartbeats of the same
+                            // incarnation
+};
+
+struct msg_welcome {
+    uint32_t heartbeat_ms;
+};
+
+// Where a rank is in its work, for naming a stuck one.
+struct rank_progress {
+    uint64_t step; // id of the step being computed, 0 = idle
+    uint32_t layer, collective;
+    uint32_t age_ms; // since it last moved on
+};
+
+struct msg_heartbeat {
+    uint64_t replica, epoch; // 0, 0 = in none
+    uint64_t steps;          // finished since start
+    uint32_t loop_age_ms;    // since the node's loop last turned
+    uint32_t step_age_ms;    // of the oldest step under way; 0 = none
+    struct rank_progress progress;
+    uint32_t running, waiting; // sequences, lead only
+    uint32_t kv_blocks, kv_free;
+    uint64_t rss_bytes;
+};
+
+struct form_member {
+    uint32_t stage, tensor;
+    const char *name, *host;
+    const char *shm_address, *tcp_address, *verbs_address;
+};
+
+enum transport_choice { TRANSPORT_AUTO, TRANSPORT_SHM, TRANSPORT_TCP, TRANSPORT_VERBS };
+
+struct msg_form {
+    uint64_t replica, epoch;
+    const char *model_dir;
+    uint32_t stages, tensor;           // of the replica
+    uint32_t my_stage, my_tensor;      // of this node
+    uint32_t transport;                // enum transport_choice
+    const struct form_member *members; // stages * tensor of them, ordered by (stage, tensor)
+    uint32_t members_n;
+};
+
+struct msg_formed {
+    uint64_t replica, epoch;
+    enum status status;   // OK = ready
+    const char *text;     // why not
+    uint64_t fingerprint; // of the model version; equal over all ranks of a replica
+    // lead only
+    uint32_t max_seqs;    // sequences it runs at once: the coordinator's credits
+    uint32_t max_context; // tokens of one sequence
+    uint32_t kv_blocks, block_tokens;
+};
+
+struct msg_tokens {
+    uint64_t replica, epoch, step;
+    const struct token_out *tokens;
+    uint32_t tokens_n;
+    uint32_t running, waiting, kv_free; // load after this step
+};
+
+struct msg_cancelled {
+    uint64_t replica, epoch, request;
+};
+
+struct msg_fault {
+    uint64_t replica, epoch;
+    enum status status;
+    int32_t stage, tensor; // suspected rank, -1 = unknown
+    const char *text;
+};
+
+struct msg_dissolve {
+    uint64_t replica, epoch; // leave this epoch and every older one
+};
+
+struct msg_dispatch {
+    uint64_t replica, epoch;
+    struct journal journal;
+};
+
+struct msg_cancel {
+    uint64_t replica, epoch, request;
+};
+
+struct msg {
+    enum msg_kind kind;
+    union {
+        struct msg_hello hello;
+        struct msg_welcome welcome;
+        struct msg_heartbeat heartbeat;
+        struct msg_form form;
+        struct msg_formed formed;
+        struct msg_dissolve dissolve;
+        struct msg_dispatch dispatch;
+        struct msg_cancel cancel;
+        struct msg_tokens tokens;
+        struct msg_cancelled cancelled;
+        struct msg_fault fault;
+    };
+};
+
+// Deep copy in one allocation; free with msg_free. For queues of messages (the simulator's
+// network).
+struct msg *msg_clone(const struct msg *m);
+void msg_free(struct msg *m);
+
+// One line for traces: "DISPATCH r1/e7 req 42 prompt 18 emitted 5".
+void msg_describe(const struct msg *m, char *buf, size_t n);
