@@ -1,0 +1,346 @@
+// The coordinator's core: who is a member, which nodes form which replica, which request runs
+// where, and what to do when any of it breaks. One function from event to actions: it never reads
+// a clock, does no I/O and draws no random numbers, so that the libuv shell and the simulator drive
+// the same code and a run can be replayed from its events.
+//
+//     struct coord *c = coord_create(&config);
+//     for each event:  coord_step(c, &event, &actions);  carry out actions in order
+//
+// Threading: one thread at a time; the core keeps no global state.
+//
+// Ownership: everything that an event points to is borrowed until coord_step returns. The action
+// array and everything in it (messages, tokens, texts) belongs to the core and stays valid until
+// the next coord_step or coord_destroy.
+//
+// Time: `now_us` is any clock that never runs backwards (deadlines and timers are of that clock).
+// A step with an earlier time than the step before counts as happening at that step's time.
+//
+// Cost: O(log n) in requests and O(ring) in replicas per event; placement (O(nodes)) runs only when
+// a node came, went or became free. Memory is bounded by the limits in coord_config.
+//
+// Life of a request as the shell sees it. SUBMIT is answered in the same step by REFUSED (the id is
+// forgotten at once), or it is accepted; then come any number of QUEUED and TOKENS, indexes 0, 1,
+// 2... each exactly once whatever node dies, and in the end exactly one DONE, or, when it never
+// started before its deadline, one REFUSED. After DONE the request is kept for re-attaching clients
+// until FORGET. REFUSED and FORGET are the last actions of an id.
+#pragma once
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/log.h"
+#include "proto/msg.h"
+
+struct coord;
+
+struct coord_config {
+    const char *model_dir;           // as the nodes see it; copied
+    uint32_t replicas;               // wanted number of replicas, 1..COORD_MAX_REPLICAS
+    uint32_t stages, tensor;         // shape of each
+    enum transport_choice transport; // among the ranks
+    uint64_t first_epoch; // epochs grow from here; a restarted coordinator must pass more
+                          // than was ever used (the wall clock in ms does)
+    // Members.
+    uint32_t heartbeat_ms;         // told to nodes in WELCOME
+    uint32_t heartbeat_timeout_ms; // silent for longer = lost
+    uint32_t warmup_silence_ms;    // the same while a node loads weights
+    uint32_t warmup_timeout_ms;    // a replica not formed in this time is given up and tried again
+    uint32_t hang_ms;              // a step older than this without any progress = hung
+    uint32_t cancel_timeout_ms;    // a lead that does not answer CANCEL in this time = hung
+    uint32_t backoff_ms;           // first pause after a failed forming; doubles
+    uint32_t backoff_max_ms;
+    uint32_t stable_ms;    // a replica ready for this long forgets its failures
+    uint32_t lost_keep_ms; // lost nodes stay in the list for this long
+    // Requests.
+    uint32_t max_context;         // tokens; used until a lead told its own. 0 = not known yet
+    uint32_t queue_limit;         // requests waiting
+    uint64_t queue_tokens_limit;  // prompt tokens waiting
+    uint32_t queued_notice_ms;    // least time between two QUEUED of one request
+    uint32_t default_deadline_ms; // for requests that name none; 0 = wait without end
+    uint32_t grace_ms;            // nobody attached for longer = cancelled
+    uint32_t retention_ms;        // finished requests are kept this long for re-attach
+    uint32_t retain_limit;        // and at most so many
+    uint64_t retain_tokens_limit; // with so many tokens
+    uint32_t poison_faults;       // a request is given up after more than so many failures of its
+                                  // replicas in a row without a token between, when a rank reported
+                                  // the fault
+    uint32_t poison_losses;       // the same, counting lost and hung nodes too
+    enum log_level trace;         // COORD_TRACE actions below this level are not made
+};
+// Fills in the defaults; model_dir, replicas, stages, tensor are left for the caller (1 x 1 x 1).
+void coord_config_default(struct coord_config *cfg);
+
+enum { COORD_MAX_REPLICAS = 4096 };
+
+// ---- events -------------------------------------------------------------------------------------
+
+enum coord_event_kind {
+    COORD_TIMER,     // the time of COORD_SET_TIMER came; early or needless ones do no harm
+    COORD_NODE_UP,   // conn: `msg` is the HELLO that opened it
+    COORD_NODE_MSG,  // conn: any later message
+    COORD_NODE_DOWN, // conn is closed
+    COORD_SUBMIT,    // a new request
+    COORD_STOP,      // the shell found a stop string: finish now, `kept` tokens count
+    COORD_ATTACH,    // one more client reads this request (SUBMIT counts as the first)
+    COORD_DETACH,    // one less; at none the grace time begins
+    COORD_CANCEL,    // the client wants no more of it
+    COORD_ADMIN,     // an operator's command
+};
+
+struct coord_submit {
+    uint64_t request; // unique in the cluster, never 0
+    const int32_t *prompt;
+    uint32_t prompt_n;
+    uint32_t max_tokens; // 0 = as many as the context takes
+    int32_t stop_ids[MSG_STOP_IDS];
+    uint32_t stop_ids_n;
+    struct sampling sampling;
+    uint8_t band;         // 0..9, 9 = highest
+    uint64_t session;     // follow-ups of one session go to the same replica; 0 = by prompt prefix
+    uint64_t deadline_us; // must have started by then; 0 = default_deadline_ms
+};
+
+enum coord_admin_op {
+    COORD_DRAIN,    // node `target`: hand its work over, then leave it idle until UNDRAIN
+    COORD_UNDRAIN,  // node `target` may be used again; ends drain and eject
+    COORD_FAILOVER, // replica `replica`: fence it, move its requests, form it anew
+    COORD_EJECT,    // node `target`: fence its replica at once, quarantine it until UNDRAIN
+    COORD_CLOSE,    // admit nothing more; done when no request is unfinished
+};
+const char *coord_admin_op_name(enum coord_admin_op op); // "drain", ...
+
+struct coord_admin {
+    enum coord_admin_op op;
+    const char *target; // name of the node
+    uint64_t replica;   // FAILOVER
+    uint64_t tag;       // the caller's, returned in ADMIN_DONE
+};
+
+struct coord_event {
+    enum coord_event_kind kind;
+    uint64_t now_us;
+    union {
+        struct {
+            uint64_t conn;         // the shell's name of the connection; never 0, never used again
+            const struct msg *msg; // NODE_UP, NODE_MSG
+        } node;
+        struct coord_submit submit;
+        struct {
+            uint64_t request; // unknown ids are ignored
+            uint32_t kept;    // STOP: tokens that count; later ones are dropped from the journal
+        } req;                // STOP, ATTACH, DETACH, CANCEL
+        struct coord_admin admin;
+    };
+};
+
+// ---- actions ------------------------------------------------------------------------------------
+
+enum coord_action_kind {
+    COORD_SEND,       // msg to conn
+    COORD_CLOSE_CONN, // conn counts no more: close it; whatever still comes from it is ignored
+    COORD_QUEUED,     // a waiting request's place changed
+    COORD_TOKENS,     // new tokens of a request
+    COORD_DONE,       // a request is finished
+    COORD_REFUSED,    // a request was not admitted, or its deadline passed before it started
+    COORD_FORGET,     // a finished request is not kept any longer
+    COORD_ADMIN_DONE, // an operator's command is done, or failed
+    COORD_SET_TIMER,  // send COORD_TIMER at at_us; replaces the timer set before
+    COORD_TRACE,      // something worth a log line
+};
+
+enum coord_refusal {
+    COORD_REFUSE_NONE,
+    COORD_REFUSE_QUEUE_FULL,      // retry after a while                            (429)
+    COORD_REFUSE_NO_CAPACITY,     // waited to its deadline and no replica serves   (503)
+    COORD_REFUSE_DEADLINE,        // could not, or did not, start before its deadline (429)
+    COORD_REFUSE_DRAINING,        // the coordinator is being shut down             (503)
+    COORD_REFUSE_PROMPT_TOO_LONG, // the context has no room for it                 (400)
+    COORD_REFUSE_BAD_MAX_TOKENS,  // prompt and max_tokens exceed the context       (400)
+    COORD_REFUSE_BAD_REQUEST,     // empty prompt, id in use, field out of range    (400)
+};
+const char *coord_refusal_name(enum coord_refusal r); // "queue_full", "no_capacity", ...
+
+struct coord_action {
+    enum coord_action_kind kind;
+    union {
+        struct {
+            uint64_t conn;
+            const struct msg *msg;
+        } send;
+        struct {
+            uint64_t conn;
+            enum status status;
+            const char *text;
+        } close;
+        struct {
+            uint64_t request;
+            uint32_t position; // 1 = next
+            uint32_t eta_ms;   // estimate of the wait that is left
+        } queued;
+        struct {
+            uint64_t request;
+            uint32_t first_index;
+            const struct token_out *tokens; // consecutive indexes
+            uint32_t tokens_n;
+            uint32_t prompt_n;
+        } tokens;
+        struct {
+            uint64_t request;
+            enum finish_reason finish;
+            enum status status;                     // OK unless finish is ERROR or CANCELLED
+            const char *text;                       // why; "" when OK
+            uint32_t prompt_n, emitted_n, cached_n; // usage; cached_n prompt tokens came from KV
+        } done;
+        struct {
+            uint64_t request;
+            enum coord_refusal reason;
+            uint32_t retry_after_ms; // 0 = trying again does not help
+            const char *text;
+        } refused;
+        struct {
+            uint64_t request;
+        } forget;
+        struct {
+            uint64_t tag;
+            enum status status;
+            const char *text;
+        } admin_done;
+        struct {
+            uint64_t at_us; // UINT64_MAX = none needed
+        } timer;
+        struct {
+            enum log_level level;
+            const char *text; // "coord > node 2 heartbeat lost -> fence replica 1, move 3 requests"
+        } trace;
+    };
+};
+
+struct coord_actions {
+    const struct coord_action *v;
+    size_t n;
+};
+
+// NULL and a text in *err when the configuration makes no sense. Free with coord_destroy.
+struct coord *coord_create(const struct coord_config *cfg, struct errmsg *err);
+void coord_destroy(struct coord *c);
+
+void coord_step(struct coord *c, const struct coord_event *ev, struct coord_actions *out);
+
+// ---- views: for status, metrics, ctl ------------------------------------------------------------
+// Strings and arrays in a view are borrowed until the next coord_step.
+
+enum coord_node_state {
+    COORD_NODE_FREE,       // healthy, in no replica
+    COORD_NODE_IN_REPLICA, // a rank of one
+    COORD_NODE_DRAINING,   // in a replica that hands its work over
+    COORD_NODE_DRAINED,    // idle, kept out until undrain
+    COORD_NODE_SUSPECT,    // was named as stuck; kept out until it shows that it is not
+    COORD_NODE_EJECTED,    // quarantined until undrain
+    COORD_NODE_LOST,       // no connection
+};
+const char *coord_node_state_name(enum coord_node_state s); // "free", "in-replica", ...
+
+enum coord_replica_state {
+    COORD_REPLICA_VACANT,   // waits for nodes, or for its back-off
+    COORD_REPLICA_FORMING,  // its ranks load weights and link up: warm-up
+    COORD_REPLICA_READY,    // serves
+    COORD_REPLICA_DRAINING, // finishes or hands over what it has, takes nothing new
+};
+const char *coord_replica_state_name(enum coord_replica_state s); // "vacant", ...
+
+enum coord_request_state {
+    COORD_REQ_QUEUED,  // waits for a credit: new, or moved from a replica that broke
+    COORD_REQ_RUNNING, // on a replica
+    COORD_REQ_MOVING,  // CANCEL sent to its draining replica; goes on elsewhere
+    COORD_REQ_CLOSING, // finished for the client; its replica has not let go yet
+    COORD_REQ_DONE,    // kept for re-attach
+};
+const char *coord_request_state_name(enum coord_request_state s); // "queued", ...
+
+struct coord_node_view {
+    const char *name, *host, *backend;
+    uint64_t incarnation, conn; // conn 0 = none
+    uint32_t pid;
+    enum coord_node_state state;
+    bool marked;            // drained or ejected by an operator: stays so when it comes back
+    uint64_t replica;       // 0 = none
+    uint32_t stage, tensor; // valid when replica != 0
+    uint64_t heartbeat_age_us;
+    struct msg_heartbeat heartbeat; // the last one
+    uint32_t joins, faults;         // since the coordinator started
+    const char *fault;              // text of the last fault it was blamed for; "" = none
+    uint64_t fault_us;
+};
+
+struct coord_replica_view {
+    uint64_t id, epoch;
+    enum coord_replica_state state;
+    uint64_t state_since_us;
+    uint32_t stages, tensor;
+    const char *const *nodes; // names by (stage, tensor), NULL where vacant; stages * tensor
+    uint32_t formed_n;        // ranks that are ready, while forming
+    uint32_t running;         // requests placed on it
+    uint32_t credits;         // how many it may have; 0 unless ready
+    uint32_t max_context, kv_blocks, kv_free, block_tokens, waiting;
+    uint32_t step_age_ms;
+    uint64_t steps, fingerprint;
+    uint64_t forms, fences; // since the coordinator started
+    uint64_t retry_at_us;   // vacant: not before this time; 0 = at once
+    const char *fault;      // why it was fenced last, or could not be formed; "" = never
+    const char *suspect;    // node that was blamed; "" = unknown
+    uint64_t fault_us;
+};
+
+struct coord_request_view {
+    uint64_t id;
+    enum coord_request_state state;
+    uint8_t band;
+    uint64_t replica;                                              // 0 = none
+    uint64_t submitted_us, first_token_us, last_token_us, done_us; // 0 = not yet
+    uint64_t deadline_us;
+    uint32_t position;   // while queued, as last told
+    uint32_t attached;   // clients
+    uint32_t dispatches; // 1 = never moved
+    uint32_t pause_us;   // longest gap between two tokens around a move
+    uint32_t max_tokens;
+    uint32_t cached_n; // prompt tokens found in the KV cache at the last dispatch
+    enum finish_reason finish;
+    enum status status;
+    const char *text;
+    const int32_t *prompt, *tokens; // tokens: what was emitted
+    uint32_t prompt_n, tokens_n;
+};
+
+struct coord_stats {
+    uint32_t nodes, nodes_usable; // connected; free or in a replica
+    uint32_t replicas, replicas_ready;
+    uint32_t credits, credits_free; // of ready replicas
+    uint32_t queued, queued_moved, running, retained;
+    uint64_t queued_tokens, retained_tokens;
+    uint32_t max_context; // 0 = not known yet
+    uint32_t eta_ms;      // of a request that came now
+    bool closing;
+    uint64_t submitted, refused[COORD_REFUSE_BAD_REQUEST + 1];
+    uint64_t finished[FINISH_ERROR + 1];
+    uint64_t tokens, dispatches, moves; // moves: dispatches that continued a journal elsewhere
+    uint64_t fences, forms, forms_failed;
+    uint64_t stale_dropped;     // messages of an old epoch or of a replaced connection
+    uint64_t duplicate_dropped; // tokens that were known already
+    uint64_t protocol_errors;
+};
+
+void coord_stats(const struct coord *c, struct coord_stats *out);
+// Calls fn for each, in the order of arrival (replicas: by id), until it returns false.
+void coord_each_node(const struct coord *c, bool (*fn)(void *arg, const struct coord_node_view *),
+                     void *arg);
+void coord_each_replica(const struct coord *c,
+                        bool (*fn)(void *arg, const struct coord_replica_view *), void *arg);
+void coord_each_request(const struct coord *c,
+                        bool (*fn)(void *arg, const struct coord_request_view *), void *arg);
+// false: no such request (never was, refused, or forgotten).
+bool coord_request_find(const struct coord *c, uint64_t request, struct coord_request_view *out);
+
+// For the simulator and tests: walks everything and asserts that all counts, lists and machines
+// agree. O(everything).
+void coord_check(const struct coord *c);
