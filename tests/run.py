@@ -1,0 +1,243 @@
+"""Runs all of Hadal's tests and counts their cases; called by tools/test.
+
+Parts, in order: release build (warnings are errors), its cmocka programs, the same unit and
+simulator programs under ASan and UBSan, the layer law, the end-to-end suites. A part that cannot be
+built, crashes or runs out of time counts as a failed case. Everything has a time limit.
+"""
+
+import argparse
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import xml.etree.ElementTree as xml
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+BUDGET_S = 590  # of everything together
+PARTS = ["unit", "sim", "layers", "e2e", "sanitize"]
+PYTEST_OF = {"layers": "tests/layers", "e2e": "tests/e2e"}
+START = time.monotonic()
+
+
+class Tally:
+    def __init__(self):
+        self.passed = 0
+        self.failed = []
+        self.skipped = []
+
+    def fail(self, case, why=""):
+        self.failed.append((case, why))
+
+    def line(self):
+        skipped = f", {len(self.skipped)} skipped" if self.skipped else ""
+        return f"{self.passed} passed, {len(self.failed)} failed{skipped}"
+
+
+def say(text):
+    print(f"[{time.monotonic() - START:5.0f} s] {text}", flush=True)
+
+
+def run(command, limit_s, log, env=None):
+    """Exit status, or None when the time ran out; then its whole process group is killed."""
+    limit_s = min(limit_s, BUDGET_S - (time.monotonic() - START))
+    if limit_s <= 0:
+        return None
+    with open(log, "wb") as out:
+        child = subprocess.Popen(command, cwd=ROOT, stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
+                                 env={**os.environ, **(env or {})}, start_new_session=True)
+        try:
+            return child.wait(limit_s)
+        except subprocess.TimeoutExpired:
+            os.killpg(child.pid, signal.SIGTERM)
+            try:
+                child.wait(5)
+            except subprocess.TimeoutExpired:
+                os.killpg(child.pid, signal.SIGKILL)
+                child.wait()
+            return None
+
+
+def tail(path, lines=40):
+    text = Path(path).read_text(errors="replace") if Path(path).exists() else ""
+    return "\n".join(text.splitlines()[-lines:])
+
+
+def introspect_tests(folder):
+    return json.loads(subprocess.run(["meson", "introspect", "--tests", str(folder)], cwd=ROOT, check=True,
+                                     capture_output=True, text=True).stdout)
+
+
+def suites_of(folder):
+    return sorted({s.split(":")[-1] for t in introspect_tests(folder) for s in t["suite"]})
+
+
+def programs(folder, suites):
+    """ninja targets of the programs of these suites; none: everything."""
+    tests = introspect_tests(folder) if suites else []
+    mine = [t["cmd"][0] for t in tests if {s.split(":")[-1] for s in t["suite"]} & set(suites)]
+    return sorted({os.path.relpath(p, folder) for p in mine})
+
+
+def build(folder, options, tally, suites=None):
+    """Configures and builds `folder` (for `suites`: only what their tests need); a failure is one
+    failed case and its output is shown."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    configured = (folder / "build.ninja").exists()
+    setup = ["meson", "configure", str(folder)] if configured else ["meson", "setup", str(folder)]
+    log = folder.parent / (folder.name + ".log")
+    for step in (lambda: setup + options, lambda: ["ninja", "-C", str(folder), *programs(folder, suites)]):
+        command = step()
+        status = run(command, 300, log)
+        if status != 0:
+            why = "ran out of time" if status is None else f"exit {status}"
+            print(tail(log), flush=True)
+            tally.fail(f"build of {folder.name}", f"{' '.join(command[:2])}: {why}")
+            return False
+    log.unlink()
+    return True
+
+
+def cmocka_cases(test):
+    """(passed, failed, skipped) names of one program of meson's log, from cmocka's lines."""
+    text = test.get("stdout", "") + "\n" + test.get("stderr", "")
+    # The list at the end of a failed run names its cases again, hence sets.
+    cases = {kind: sorted(set(re.findall(rf"^\[\s*{word}\s*\] (\w+)$", text, re.M)))
+             for kind, word in (("ok", "OK"), ("failed", "FAILED"), ("skipped", "SKIPPED"))}
+    tally = re.findall(r"^(\d+) passed, (\d+) failed", text, re.M)  # programs with a harness of their own
+    if not any(cases.values()) and tally:
+        cases["ok"] = [f"case {i}" for i in range(int(tally[-1][0]))]
+        cases["failed"] = [f"case {i}" for i in range(int(tally[-1][1]))]
+    return cases["ok"], cases["failed"], cases["skipped"]
+
+
+def skip_reason(test, case):
+    text = test.get("stdout", "") + "\n" + test.get("stderr", "")
+    lines = [l for l in text.splitlines() if re.search(r"\bskip", l, re.I) and not l.startswith("[")]
+    return next((l for l in lines if case in l), lines[0] if lines else "no reason printed")
+
+
+def count_meson_test(test, suffix, tally):
+    name = test["name"].split(" / ")[-1].removeprefix("hadal:") + suffix
+    ok, failed, skipped = cmocka_cases(test)
+    if not ok and not failed and not skipped:
+        ok = [name] if test["result"] == "OK" else []
+    tally.passed += len(ok)
+    tally.skipped += [(f"{name}: {case}", skip_reason(test, case)) for case in skipped]
+    for case in failed:
+        tally.fail(f"{name}: {case}")
+    if test["result"] not in ("OK", "SKIP", "EXPECTEDFAIL") and not failed:
+        tally.fail(name, test["result"].lower())
+    if test["result"] == "SKIP" and not skipped:
+        tally.skipped.append((name, skip_reason(test, name)))
+    if test["result"] not in ("OK", "SKIP", "EXPECTEDFAIL"):
+        print(f"--- {name}: {test['result']}")
+        output = test.get("stdout", "") + test.get("stderr", "")
+        print("\n".join(output.splitlines()[-60:]), flush=True)
+
+
+def meson_tests(folder, suites, suffix, tally, limit_s, multiplier=1):
+    log = folder / "meson-logs" / "testlog.json"
+    log.unlink(missing_ok=True)
+    command = ["meson", "test", "-C", str(folder), "--no-rebuild", "--num-processes", "2",
+               "--timeout-multiplier", str(multiplier)]
+    for suite in suites:
+        command += ["--suite", suite]
+    env = {"ASAN_OPTIONS": "detect_leaks=1:abort_on_error=0", "UBSAN_OPTIONS": "halt_on_error=1:print_stacktrace=1"}
+    status = run(command, limit_s, folder / "tests.log", env)
+    tests = [json.loads(l) for l in log.read_text().splitlines()] if log.exists() else []
+    for test in tests:
+        count_meson_test(test, suffix, tally)
+    if status is None:
+        tally.fail(f"meson test{suffix}", "ran out of time")
+    elif not tests:
+        print(tail(folder / "tests.log"))
+        tally.fail(f"meson test{suffix}", "no test ran")
+    say(f"{len(tests)} test programs{suffix or ''} ({', '.join(suites) or 'all suites'})")
+
+
+def part_sanitize(args, tally):
+    folder = Path(args.build + "-asan").resolve()
+    say("building with ASan and UBSan")
+    options = ["-Dbuildtype=debugoptimized", "-Db_sanitize=address,undefined", "-Db_lundef=false", "-Dwerror=true"]
+    if build(folder, options, tally, ["unit", "sim"]):
+        suites = [s for s in suites_of(folder) if s in ("unit", "sim")]
+        meson_tests(folder, suites, " (ASan+UBSan)", tally, 240, 4)
+
+
+def part_meson(args, tally, which):
+    folder = Path(args.build).resolve()
+    suites = [s for s in suites_of(folder) if (s == "sim") == (which == "sim") and s != "bench"]
+    if not suites:
+        tally.fail(which, "no such test suite is built")
+        return
+    meson_tests(folder, suites, "", tally, 240)
+
+
+def count_junit(report, part, tally):
+    for case in xml.parse(report).getroot().iter("testcase"):
+        name = f"{part}: {case.get('classname', '').split('.')[-1]}::{case.get('name')}"
+        outcome = {e.tag: (e.get("message") or "").split("\n")[0] for e in case}
+        if "skipped" in outcome:
+            tally.skipped.append((name, outcome["skipped"]))
+        elif "failure" in outcome or "error" in outcome:
+            tally.fail(name, outcome.get("failure") or outcome.get("error"))
+        else:
+            tally.passed += 1
+
+
+def part_pytest(args, tally, part):
+    folder = Path(args.build).resolve()
+    report, log = folder / f"{part}.xml", folder / f"{part}.log"
+    report.unlink(missing_ok=True)
+    command = ["/usr/bin/python3", "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}",
+               "-o", "junit_family=xunit1", PYTEST_OF[part]]
+    env = {"HADAL": str(folder / "hadal"), "HADAL_TEST_QUICK": "1" if args.quick else "",
+           "PYTHONDONTWRITEBYTECODE": "1"}
+    status = run(command, 330, log, env)
+    if report.exists():
+        count_junit(report, part, tally)
+    if status is None:
+        tally.fail(part, "ran out of time")
+    elif status != 0 and not report.exists():
+        tally.fail(part, f"pytest exited with {status}")
+    if status != 0:
+        print(tail(log, 80), flush=True)
+    say(f"{part}: {tail(log, 1)}")
+
+
+def main():
+    parser = argparse.ArgumentParser(prog="tools/test", description="Builds Hadal and runs all its tests.")
+    parser.add_argument("--quick", action="store_true", help="no sanitizer build, fewer rounds end to end")
+    parser.add_argument("--only", choices=PARTS, action="append", help="only this part; may be given several times")
+    parser.add_argument("--build", default=str(ROOT / "build"), metavar="DIR", help="build folder (default: build)")
+    args = parser.parse_args()
+    parts = args.only or [p for p in PARTS if not (args.quick and p == "sanitize")]
+    tally = Tally()
+    built = True
+    if set(parts) - {"sanitize"}:
+        say("building")
+        built = build(Path(args.build).resolve(), ["-Dbuildtype=release", "-Dwerror=true"], tally)
+    for part in parts:
+        if part == "sanitize":
+            part_sanitize(args, tally)
+        elif not built:
+            tally.fail(part, "not run: the build failed")
+        elif part in PYTEST_OF:
+            part_pytest(args, tally, part)
+        else:
+            part_meson(args, tally, part)
+    for case, why in tally.skipped:
+        print(f"SKIPPED {case}: {why}")
+    for case, why in tally.failed:
+        print(f"FAILED  {case}{': ' + why if why else ''}")
+    print(f"took {time.monotonic() - START:.0f} s")
+    print(tally.line(), flush=True)
+    return 1 if tally.failed or not tally.passed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
