@@ -1,0 +1,217 @@
+// Names, one-line descriptions and deep copies of the control messages.
+#include "proto/msg.h"
+
+#include <assert.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/mem.h"
+
+const char *finish_reason_name(enum finish_reason r)
+{
+    static const char *const names[] = {"none", "stop", "length", "cancelled", "error"};
+    return (unsigned)r < sizeof names / sizeof *names ? names[r] : "?";
+}
+
+const char *msg_kind_name(enum msg_kind k)
+{
+    switch (k) {
+    case MSG_HELLO:
+        return "HELLO";
+    case MSG_HEARTBEAT:
+        return "HEARTBEAT";
+    case MSG_FORMED:
+        return "FORMED";
+    case MSG_TOKENS:
+        return "TOKENS";
+    case MSG_CANCELLED:
+        return "CANCELLED";
+    case MSG_FAULT:
+        return "FAULT";
+    case MSG_WELCOME:
+        return "WELCOME";
+    case MSG_FORM:
+        return "FORM";
+    case MSG_DISSOLVE:
+        return "DISSOLVE";
+    case MSG_DISPATCH:
+        return "DISPATCH";
+    case MSG_CANCEL:
+        return "CANCEL";
+    }
+    return "?";
+}
+
+// One allocation holds the copy: a first walk with base NULL adds up the sizes, a second one
+// copies.
+struct packer {
+    char *base; // NULL: only count
+    size_t n;
+};
+
+static const void *pack(struct packer *p, const void *v, size_t bytes)
+{
+    if (!v)
+        return NULL;
+    size_t at = (p->n + 15) & ~(size_t)15;
+    p->n = at + bytes;
+    return p->base ? memcpy(p->base + at, v, bytes) : v;
+}
+
+static const char *pack_str(struct packer *p, const char *s)
+{
+    return s ? pack(p, s, strlen(s) + 1) : NULL;
+}
+
+static void pack_hello(struct packer *p, struct msg_hello *h)
+{
+    h->name = pack_str(p, h->name);
+    h->host = pack_str(p, h->host);
+    h->backend = pack_str(p, h->backend);
+    h->shm_address = pack_str(p, h->shm_address);
+    h->tcp_address = pack_str(p, h->tcp_address);
+    h->verbs_address = pack_str(p, h->verbs_address);
+}
+
+static void pack_tokens(struct packer *p, struct msg_tokens *t)
+{
+    const struct token_out *from = t->tokens;
+    struct token_out *to = (void *)pack(p, from, t->tokens_n * sizeof *from);
+    for (uint32_t i = 0; from && i < t->tokens_n; i++) {
+        const struct logprob *top = pack(p, from[i].top, from[i].top_n * sizeof *from[i].top);
+        if (p->base)
+            to[i].top = top;
+    }
+    t->tokens = to;
+}
+
+static void pack_form(struct packer *p, struct msg_form *f)
+{
+    f->model_dir = pack_str(p, f->model_dir);
+    const struct form_member *from = f->members;
+    struct form_member *to = (void *)pack(p, from, f->members_n * sizeof *from);
+    for (uint32_t i = 0; from && i < f->members_n; i++) {
+        struct form_member copy = from[i];
+        copy.name = pack_str(p, copy.name);
+        copy.host = pack_str(p, copy.host);
+        copy.shm_address = pack_str(p, copy.shm_address);
+        copy.tcp_address = pack_str(p, copy.tcp_address);
+        copy.verbs_address = pack_str(p, copy.verbs_address);
+        if (p->base)
+            to[i] = copy;
+    }
+    f->members = to;
+}
+
+static struct msg *pack_msg(struct packer *p, const struct msg *m)
+{
+    struct msg copy = *m;
+    struct msg *to = (void *)pack(p, m, sizeof *m);
+    switch (m->kind) {
+    case MSG_HELLO:
+        pack_hello(p, &copy.hello);
+        break;
+    case MSG_FORMED:
+        copy.formed.text = pack_str(p, m->formed.text);
+        break;
+    case MSG_TOKENS:
+        pack_tokens(p, &copy.tokens);
+        break;
+    case MSG_FAULT:
+        copy.fault.text = pack_str(p, m->fault.text);
+        break;
+    case MSG_FORM:
+        pack_form(p, &copy.form);
+        break;
+    case MSG_DISPATCH: {
+        struct journal *j = &copy.dispatch.journal;
+        j->prompt = pack(p, j->prompt, j->prompt_n * sizeof *j->prompt);
+        j->emitted = pack(p, j->emitted, j->emitted_n * sizeof *j->emitted);
+        break;
+    }
+    case MSG_HEARTBEAT:
+    case MSG_CANCELLED:
+    case MSG_WELCOME:
+    case MSG_DISSOLVE:
+    case MSG_CANCEL:
+        break;
+    }
+    if (p->base)
+        *to = copy;
+    return to;
+}
+
+struct msg *msg_clone(const struct msg *m)
+{
+    struct packer count = {0};
+    pack_msg(&count, m);
+    struct packer copy = {.base = mem_alloc(count.n)};
+    struct msg *to = pack_msg(&copy, m);
+    assert((char *)to == copy.base && copy.n == count.n);
+    return to;
+}
+
+void msg_free(struct msg *m)
+{
+    free(m);
+}
+
+static unsigned long long ull(uint64_t v)
+{
+    return v;
+}
+
+void msg_describe(const struct msg *m, char *buf, size_t n)
+{
+    const char *kind = msg_kind_name(m->kind);
+    switch (m->kind) {
+    case MSG_HELLO:
+        snprintf(buf, n, "%s %s incarnation %llx%s", kind, m->hello.name, ull(m->hello.incarnation),
+                 m->hello.heartbeat_channel ? " heartbeats" : "");
+        return;
+    case MSG_WELCOME:
+        snprintf(buf, n, "%s heartbeat %u ms", kind, m->welcome.heartbeat_ms);
+        return;
+    case MSG_HEARTBEAT:
+        snprintf(buf, n, "%s r%llu/e%llu steps %llu loop age %u ms step age %u ms", kind,
+                 ull(m->heartbeat.replica), ull(m->heartbeat.epoch), ull(m->heartbeat.steps),
+                 m->heartbeat.loop_age_ms, m->heartbeat.step_age_ms);
+        return;
+    case MSG_FORM:
+        snprintf(buf, n, "%s r%llu/e%llu %ux%u as (%u,%u)", kind, ull(m->form.replica),
+                 ull(m->form.epoch), m->form.stages, m->form.tensor, m->form.my_stage,
+                 m->form.my_tensor);
+        return;
+    case MSG_FORMED:
+        snprintf(buf, n, "%s r%llu/e%llu %s", kind, ull(m->formed.replica), ull(m->formed.epoch),
+                 status_name(m->formed.status));
+        return;
+    case MSG_DISSOLVE:
+        snprintf(buf, n, "%s r%llu/e%llu", kind, ull(m->dissolve.replica), ull(m->dissolve.epoch));
+        return;
+    case MSG_DISPATCH:
+        snprintf(buf, n, "%s r%llu/e%llu req %llu prompt %u emitted %u", kind,
+                 ull(m->dispatch.replica), ull(m->dispatch.epoch), ull(m->dispatch.journal.request),
+                 m->dispatch.journal.prompt_n, m->dispatch.journal.emitted_n);
+        return;
+    case MSG_CANCEL:
+        snprintf(buf, n, "%s r%llu/e%llu req %llu", kind, ull(m->cancel.replica),
+                 ull(m->cancel.epoch), ull(m->cancel.request));
+        return;
+    case MSG_CANCELLED:
+        snprintf(buf, n, "%s r%llu/e%llu req %llu", kind, ull(m->cancelled.replica),
+                 ull(m->cancelled.epoch), ull(m->cancelled.request));
+        return;
+    case MSG_TOKENS:
+        snprintf(buf, n, "%s r%llu/e%llu step %llu tokens %u", kind, ull(m->tokens.replica),
+                 ull(m->tokens.epoch), ull(m->tokens.step), m->tokens.tokens_n);
+        return;
+    case MSG_FAULT:
+        snprintf(buf, n, "%s r%llu/e%llu %s rank (%d,%d)", kind, ull(m->fault.replica),
+                 ull(m->fault.epoch), status_name(m->fault.status), m->fault.stage,
+                 m->fault.tensor);
+        return;
+    }
+    snprintf(buf, n, "kind %d", (int)m->kind);
+}
