@@ -18,27 +18,33 @@ struct engine_formed {
     uint32_t max_context, kv_blocks, block_tokens;
     uint32_t max_rows; // of one plan: the scheduler's token budget
     uint32_t max_seqs; // slots
+    uint32_t vocab;    // token ids are 0 .. vocab-1
     uint32_t pipeline; // plans that may be under way at once (the number of stages)
 };
 
 enum engine_event_kind {
-    ENGINE_FORMED, // `formed`: answer to engine_form
-    ENGINE_STEP,   // `result`: lead only; in the order submitted
-    ENGINE_FAULT,  // `result.status`, suspect: the replica broke outside a step of ours
+    ENGINE_PREPARED, // `addresses`: the shard is loaded, peers can connect; answer to form
+    ENGINE_FORMED,   // `formed`: answer to link, or to form when that failed
+    ENGINE_STEP,     // `result`: lead only; in the order submitted
+    ENGINE_FAULT,    // `result.status`, suspect: the replica broke outside a step of ours
 };
 
 struct engine_event {
     enum engine_event_kind kind;
     uint64_t replica, epoch;
+    struct rank_addresses addresses; // borrowed until the next engine_poll
     struct engine_formed formed;
     struct step_result result; // samples are borrowed until the next engine_poll
 };
 
 struct engine_ops {
     const char *name; // "model", "mock"
-    // Load this rank's shard (kept if it is loaded already) and link up with the other ranks.
-    // Answered by ENGINE_FORMED. A form while another is under way aborts that one.
+    // Load this rank's shard (kept if it is loaded already) and open transports for this epoch.
+    // Answered by ENGINE_PREPARED, or by ENGINE_FORMED with a status < 0. A form while another is
+    // under way aborts that one.
     void (*form)(struct engine *e, const struct msg_form *form);
+    // After ENGINE_PREPARED, same epoch: link up with the other ranks. Answered by ENGINE_FORMED.
+    void (*link)(struct engine *e, const struct msg_link *link);
     // Leave the replica: aborts what is under way; no event of this epoch follows.
     void (*dissolve)(struct engine *e, uint64_t epoch);
     // Lead only. Copied. STATUS_FULL: `pipeline` plans are under way.

@@ -21,6 +21,10 @@
 //    +------------------- VOID ----------+-------------- VOID
 //          DISSOLVE
 //
+//  * FORMING takes two rounds (proto/msg.h): FORM -> engine form -> ENGINE_PREPARED -> send
+//  PREPARED;
+//    LINK (members_n must be stages * tensor, else FORMED with BAD_REQUEST) -> engine link ->
+//    ENGINE_FORMED -> send FORMED.
 //  * An epoch is one number over all replicas of a cluster, and it grows. A FORM of a higher epoch
 //    replaces whatever the node is in. A FORM that is not higher than any seen is answered by
 //    FORMED with STALE_EPOCH; every other message of another (replica, epoch) than the current is
@@ -79,6 +83,7 @@ struct node_event {
 enum node_action_kind {
     NODE_ACT_SEND,     // msg: to the coordinator; not sent while the connection is down
     NODE_ACT_FORM,     // form: engine_ops.form
+    NODE_ACT_LINK,     // link: engine_ops.link
     NODE_ACT_DISSOLVE, // epoch: engine_ops.dissolve
     NODE_ACT_SUBMIT,   // plan: engine_ops.submit
     NODE_ACT_TIMER,    // at_us: replaces the timer set before; UINT64_MAX = none
@@ -90,6 +95,7 @@ struct node_action {
     union {
         struct msg msg;
         const struct msg_form *form; // borrowed from the event's message
+        const struct msg_link *link; // the same
         uint64_t epoch;
         const struct step_plan *plan;
         uint64_t at_us;

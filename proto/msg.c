@@ -29,6 +29,10 @@ const char *msg_kind_name(enum msg_kind k)
         return "CANCELLED";
     case MSG_FAULT:
         return "FAULT";
+    case MSG_PREPARED:
+        return "PREPARED";
+    case MSG_LINK:
+        return "LINK";
     case MSG_WELCOME:
         return "WELCOME";
     case MSG_FORM:
@@ -69,9 +73,6 @@ static void pack_hello(struct packer *p, struct msg_hello *h)
     h->name = pack_str(p, h->name);
     h->host = pack_str(p, h->host);
     h->backend = pack_str(p, h->backend);
-    h->shm_address = pack_str(p, h->shm_address);
-    h->tcp_address = pack_str(p, h->tcp_address);
-    h->verbs_address = pack_str(p, h->verbs_address);
 }
 
 static void pack_tokens(struct packer *p, struct msg_tokens *t)
@@ -86,22 +87,26 @@ static void pack_tokens(struct packer *p, struct msg_tokens *t)
     t->tokens = to;
 }
 
-static void pack_form(struct packer *p, struct msg_form *f)
+static void pack_addresses(struct packer *p, struct rank_addresses *a)
 {
-    f->model_dir = pack_str(p, f->model_dir);
-    const struct form_member *from = f->members;
-    struct form_member *to = (void *)pack(p, from, f->members_n * sizeof *from);
-    for (uint32_t i = 0; from && i < f->members_n; i++) {
-        struct form_member copy = from[i];
+    a->shm = pack_str(p, a->shm);
+    a->tcp = pack_str(p, a->tcp);
+    a->verbs = pack_str(p, a->verbs);
+}
+
+static void pack_link(struct packer *p, struct msg_link *l)
+{
+    const struct link_member *from = l->members;
+    struct link_member *to = (void *)pack(p, from, l->members_n * sizeof *from);
+    for (uint32_t i = 0; from && i < l->members_n; i++) {
+        struct link_member copy = from[i];
         copy.name = pack_str(p, copy.name);
         copy.host = pack_str(p, copy.host);
-        copy.shm_address = pack_str(p, copy.shm_address);
-        copy.tcp_address = pack_str(p, copy.tcp_address);
-        copy.verbs_address = pack_str(p, copy.verbs_address);
+        pack_addresses(p, &copy.addresses);
         if (p->base)
             to[i] = copy;
     }
-    f->members = to;
+    l->members = to;
 }
 
 static struct msg *pack_msg(struct packer *p, const struct msg *m)
@@ -122,7 +127,13 @@ static struct msg *pack_msg(struct packer *p, const struct msg *m)
         copy.fault.text = pack_str(p, m->fault.text);
         break;
     case MSG_FORM:
-        pack_form(p, &copy.form);
+        copy.form.model_dir = pack_str(p, m->form.model_dir);
+        break;
+    case MSG_PREPARED:
+        pack_addresses(p, &copy.prepared.addresses);
+        break;
+    case MSG_LINK:
+        pack_link(p, &copy.link);
         break;
     case MSG_DISPATCH: {
         struct journal *j = &copy.dispatch.journal;
@@ -186,6 +197,13 @@ void msg_describe(const struct msg *m, char *buf, size_t n)
     case MSG_FORMED:
         snprintf(buf, n, "%s r%llu/e%llu %s", kind, ull(m->formed.replica), ull(m->formed.epoch),
                  status_name(m->formed.status));
+        return;
+    case MSG_PREPARED:
+        snprintf(buf, n, "%s r%llu/e%llu", kind, ull(m->prepared.replica), ull(m->prepared.epoch));
+        return;
+    case MSG_LINK:
+        snprintf(buf, n, "%s r%llu/e%llu ranks %u", kind, ull(m->link.replica), ull(m->link.epoch),
+                 m->link.members_n);
         return;
     case MSG_DISSOLVE:
         snprintf(buf, n, "%s r%llu/e%llu", kind, ull(m->dissolve.replica), ull(m->dissolve.epoch));

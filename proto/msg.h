@@ -68,7 +68,7 @@ struct logprob {
 struct token_out {
     uint64_t request;
     uint32_t index; // of the token in the answer; the first is 0
-    int32_t token;
+    int32_t token;  // -1: none, the request just ends by `finish`
     uint8_t finish; // enum finish_reason; NONE = goes on
     float logprob;  // 0 when not asked for
     uint32_t top_n;
@@ -84,12 +84,14 @@ enum msg_kind {
     MSG_TOKENS,    // from the lead
     MSG_CANCELLED, // from the lead: answer to MSG_CANCEL, no more tokens of this request follow
     MSG_FAULT,     // this rank's replica broke: which rank is suspected, and why
+    MSG_PREPARED,  // answer to FORM: where this rank's peers reach it in this epoch
     // coordinator -> node
     MSG_WELCOME = 32,
-    MSG_FORM,     // become rank (stage, tensor) of a replica, at this epoch
+    MSG_FORM,     // become rank (stage, tensor) of a replica, at this epoch: load the shard
     MSG_DISSOLVE, // leave the replica; all its work is void
     MSG_DISPATCH, // to the lead: start or continue a request
     MSG_CANCEL,   // to the lead
+    MSG_LINK,     // all ranks are prepared: link up with them
 };
 const char *msg_kind_name(enum msg_kind k);
 
@@ -100,11 +102,8 @@ struct msg_hello {
     const char *name; // unique in the cluster, [A-Za-z0-9._-]{1,63}; "1", "2", ... under `hadal up`
     uint64_t incarnation; // differs at each start of the process
     uint32_t pid;
-    const char *host;        // ranks on one host may use shared memory
-    const char *backend;     // "cpu", "cuda", "mock"
-    const char *shm_address; // where its peers reach it; "" = does not offer
-    const char *tcp_address;
-    const char *verbs_address;
+    const char *host;       // ranks on one host may use shared memory
+    const char *backend;    // "cpu", "cuda", "mock"
     bool heartbeat_channel; // a second connection that carries only heartbeats of the same
                             // incarnation
 };
@@ -131,21 +130,42 @@ struct msg_heartbeat {
     uint64_t rss_bytes;
 };
 
-struct form_member {
-    uint32_t stage, tensor;
-    const char *name, *host;
-    const char *shm_address, *tcp_address, *verbs_address;
-};
-
+// Forming a replica takes two rounds, because memory that a stopped peer may still write into must
+// not outlive its epoch: each epoch has transports, regions and addresses of its own.
+//
+//   coordinator        every rank
+//     FORM      --->   load the shard (kept if loaded already), open transports
+//               <---   PREPARED with addresses           (FORMED with a status < 0: it cannot)
+//     LINK      --->   once all ranks are prepared: connect to each other
+//               <---   FORMED                             (OK: ready)
 enum transport_choice { TRANSPORT_AUTO, TRANSPORT_SHM, TRANSPORT_TCP, TRANSPORT_VERBS };
 
 struct msg_form {
     uint64_t replica, epoch;
     const char *model_dir;
-    uint32_t stages, tensor;           // of the replica
-    uint32_t my_stage, my_tensor;      // of this node
-    uint32_t transport;                // enum transport_choice
-    const struct form_member *members; // stages * tensor of them, ordered by (stage, tensor)
+    uint32_t stages, tensor;      // of the replica
+    uint32_t my_stage, my_tensor; // of this node
+    uint32_t transport;           // enum transport_choice
+};
+
+// "" = does not offer this transport. Printable; at most LIMIT_ADDR - 1 bytes.
+struct rank_addresses {
+    const char *shm, *tcp, *verbs;
+};
+
+struct msg_prepared {
+    uint64_t replica, epoch;
+    struct rank_addresses addresses;
+};
+
+struct link_member {
+    const char *name, *host; // of the node
+    struct rank_addresses addresses;
+};
+
+struct msg_link {
+    uint64_t replica, epoch;
+    const struct link_member *members; // stages * tensor of them, ordered by (stage, tensor)
     uint32_t members_n;
 };
 
@@ -205,6 +225,8 @@ struct msg {
         struct msg_tokens tokens;
         struct msg_cancelled cancelled;
         struct msg_fault fault;
+        struct msg_prepared prepared;
+        struct msg_link link;
     };
 };
 

@@ -15,6 +15,8 @@ union pb {
     Hadal__Dissolve dissolve;
     Hadal__Dispatch dispatch;
     Hadal__Cancel cancel;
+    Hadal__Prepared prepared;
+    Hadal__Link link;
 };
 
 // A string of ours as protobuf-c wants it: it does not write through the pointer.
@@ -33,9 +35,6 @@ static bool write_hello(struct wire_arena *a, const struct msg *m, union pb *u)
     u->hello.pid = h->pid;
     u->hello.host = str(h->host);
     u->hello.backend = str(h->backend);
-    u->hello.shm_address = str(h->shm_address);
-    u->hello.tcp_address = str(h->tcp_address);
-    u->hello.verbs_address = str(h->verbs_address);
     u->hello.heartbeat_channel = h->heartbeat_channel;
     return true;
 }
@@ -49,18 +48,12 @@ static void read_hello(struct wire_check *c, const union pb *u, struct msg *m)
     wire_check_name(c, "name", p->name);
     wire_check_string(c, "host", p->host, LIMIT_ADDR);
     wire_check_string(c, "backend", p->backend, LIMIT_NAME);
-    wire_check_string(c, "shm_address", p->shm_address, LIMIT_ADDR);
-    wire_check_string(c, "tcp_address", p->tcp_address, LIMIT_ADDR);
-    wire_check_string(c, "verbs_address", p->verbs_address, LIMIT_ADDR);
     m->hello = (struct msg_hello){.version = p->version,
                                   .name = p->name,
                                   .incarnation = p->incarnation,
                                   .pid = p->pid,
                                   .host = p->host,
                                   .backend = p->backend,
-                                  .shm_address = p->shm_address,
-                                  .tcp_address = p->tcp_address,
-                                  .verbs_address = p->verbs_address,
                                   .heartbeat_channel = p->heartbeat_channel};
 }
 
@@ -274,29 +267,9 @@ static void read_welcome(struct wire_check *c, const union pb *u, struct msg *m)
     m->welcome = (struct msg_welcome){u->welcome.heartbeat_ms};
 }
 
-static void write_member(const struct form_member *f, Hadal__FormMember *pb)
-{
-    hadal__form_member__init(pb);
-    pb->stage = f->stage;
-    pb->tensor = f->tensor;
-    pb->name = str(f->name);
-    pb->host = str(f->host);
-    pb->shm_address = str(f->shm_address);
-    pb->tcp_address = str(f->tcp_address);
-    pb->verbs_address = str(f->verbs_address);
-}
-
 static bool write_form(struct wire_arena *a, const struct msg *m, union pb *u)
 {
     const struct msg_form *f = &m->form;
-    Hadal__FormMember **list = wire_arena_alloc(a, f->members_n * sizeof *list);
-    Hadal__FormMember *pbs = wire_arena_alloc(a, f->members_n * sizeof *pbs);
-    if (!list || !pbs)
-        return false;
-    for (uint32_t i = 0; i < f->members_n; i++) {
-        list[i] = &pbs[i];
-        write_member(&f->members[i], list[i]);
-    }
     u->form = (Hadal__Form)HADAL__FORM__INIT;
     u->form.replica = f->replica;
     u->form.epoch = f->epoch;
@@ -306,44 +279,7 @@ static bool write_form(struct wire_arena *a, const struct msg *m, union pb *u)
     u->form.my_stage = f->my_stage;
     u->form.my_tensor = f->my_tensor;
     u->form.transport = f->transport;
-    u->form.n_members = f->members_n;
-    u->form.members = list;
     return true;
-}
-
-static void read_member(struct wire_check *c, const Hadal__FormMember *p, struct form_member *f)
-{
-    wire_check_name(c, "members.name", p->name);
-    wire_check_string(c, "members.host", p->host, LIMIT_ADDR);
-    wire_check_string(c, "members.shm_address", p->shm_address, LIMIT_ADDR);
-    wire_check_string(c, "members.tcp_address", p->tcp_address, LIMIT_ADDR);
-    wire_check_string(c, "members.verbs_address", p->verbs_address, LIMIT_ADDR);
-    *f = (struct form_member){.stage = p->stage,
-                              .tensor = p->tensor,
-                              .name = p->name,
-                              .host = p->host,
-                              .shm_address = p->shm_address,
-                              .tcp_address = p->tcp_address,
-                              .verbs_address = p->verbs_address};
-}
-
-// The members must be every rank of the layout, in order.
-static const struct form_member *read_members(struct wire_check *c, const Hadal__Form *p)
-{
-    if (!c->status &&
-        (p->stages * p->tensor > LIMIT_RANKS || p->n_members != p->stages * p->tensor))
-        wire_fail(c, STATUS_LINK_PROTOCOL, "members: %zu of them for %u stages x %u ranks",
-                  p->n_members, p->stages, p->tensor);
-    if (c->status)
-        return NULL;
-    struct form_member *members = wire_alloc(c, p->n_members, sizeof *members);
-    for (uint32_t i = 0; members && i < p->n_members && !c->status; i++) {
-        read_member(c, p->members[i], &members[i]);
-        if (members[i].stage != i / p->tensor || members[i].tensor != i % p->tensor)
-            wire_fail(c, STATUS_LINK_PROTOCOL, "members[%u]: rank (%u, %u) is out of order", i,
-                      members[i].stage, members[i].tensor);
-    }
-    return members;
 }
 
 static void read_form(struct wire_check *c, const union pb *u, struct msg *m)
@@ -355,6 +291,9 @@ static void read_form(struct wire_check *c, const union pb *u, struct msg *m)
     wire_check_range(c, "my_stage", p->my_stage, 0, (uint64_t)p->stages - 1);
     wire_check_range(c, "my_tensor", p->my_tensor, 0, (uint64_t)p->tensor - 1);
     wire_check_range(c, "transport", p->transport, TRANSPORT_AUTO, TRANSPORT_VERBS);
+    if (!c->status && p->stages * p->tensor > LIMIT_RANKS)
+        wire_fail(c, STATUS_LINK_PROTOCOL, "stages: %u x %u ranks are too many", p->stages,
+                  p->tensor);
     m->form = (struct msg_form){.replica = p->replica,
                                 .epoch = p->epoch,
                                 .model_dir = p->model_dir,
@@ -362,9 +301,91 @@ static void read_form(struct wire_check *c, const union pb *u, struct msg *m)
                                 .tensor = p->tensor,
                                 .my_stage = p->my_stage,
                                 .my_tensor = p->my_tensor,
-                                .transport = p->transport,
-                                .members = read_members(c, p),
-                                .members_n = (uint32_t)p->n_members};
+                                .transport = p->transport};
+}
+
+static void write_addresses(const struct rank_addresses *from, Hadal__Addresses *pb)
+{
+    hadal__addresses__init(pb);
+    pb->shm = str(from->shm);
+    pb->tcp = str(from->tcp);
+    pb->verbs = str(from->verbs);
+}
+
+static void read_addresses(struct wire_check *c, const Hadal__Addresses *p,
+                           struct rank_addresses *to)
+{
+    *to = (struct rank_addresses){"", "", ""};
+    if (!p)
+        return;
+    wire_check_string(c, "addresses.shm", p->shm, LIMIT_ADDR);
+    wire_check_string(c, "addresses.tcp", p->tcp, LIMIT_ADDR);
+    wire_check_string(c, "addresses.verbs", p->verbs, LIMIT_ADDR);
+    *to = (struct rank_addresses){p->shm, p->tcp, p->verbs};
+}
+
+static bool write_prepared(struct wire_arena *a, const struct msg *m, union pb *u)
+{
+    Hadal__Addresses *pb = wire_arena_alloc(a, sizeof *pb);
+    if (!pb)
+        return false;
+    write_addresses(&m->prepared.addresses, pb);
+    u->prepared = (Hadal__Prepared)HADAL__PREPARED__INIT;
+    u->prepared.replica = m->prepared.replica;
+    u->prepared.epoch = m->prepared.epoch;
+    u->prepared.addresses = pb;
+    return true;
+}
+
+static void read_prepared(struct wire_check *c, const union pb *u, struct msg *m)
+{
+    m->prepared = (struct msg_prepared){.replica = u->prepared.replica, .epoch = u->prepared.epoch};
+    read_addresses(c, u->prepared.addresses, &m->prepared.addresses);
+}
+
+static bool write_link(struct wire_arena *a, const struct msg *m, union pb *u)
+{
+    const struct msg_link *l = &m->link;
+    struct link_pb {
+        Hadal__LinkMember member;
+        Hadal__Addresses addresses;
+    } *pbs = wire_arena_alloc(a, l->members_n * sizeof *pbs);
+    Hadal__LinkMember **list = wire_arena_alloc(a, l->members_n * sizeof *list);
+    if (!list || !pbs)
+        return false;
+    for (uint32_t i = 0; i < l->members_n; i++) {
+        list[i] = &pbs[i].member;
+        hadal__link_member__init(list[i]);
+        write_addresses(&l->members[i].addresses, &pbs[i].addresses);
+        list[i]->name = str(l->members[i].name);
+        list[i]->host = str(l->members[i].host);
+        list[i]->addresses = &pbs[i].addresses;
+    }
+    u->link = (Hadal__Link)HADAL__LINK__INIT;
+    u->link.replica = l->replica;
+    u->link.epoch = l->epoch;
+    u->link.n_members = l->members_n;
+    u->link.members = list;
+    return true;
+}
+
+static void read_link(struct wire_check *c, const union pb *u, struct msg *m)
+{
+    const Hadal__Link *p = &u->link;
+    wire_check_range(c, "members", p->n_members, 1, LIMIT_RANKS);
+    m->link = (struct msg_link){.replica = p->replica, .epoch = p->epoch};
+    if (c->status)
+        return;
+    struct link_member *members = wire_alloc(c, p->n_members, sizeof *members);
+    for (uint32_t i = 0; members && i < p->n_members && !c->status; i++) {
+        wire_check_name(c, "members.name", p->members[i]->name);
+        wire_check_string(c, "members.host", p->members[i]->host, LIMIT_ADDR);
+        members[i].name = p->members[i]->name;
+        members[i].host = p->members[i]->host;
+        read_addresses(c, p->members[i]->addresses, &members[i].addresses);
+    }
+    m->link.members = members;
+    m->link.members_n = (uint32_t)p->n_members;
 }
 
 static bool write_dissolve(struct wire_arena *a, const struct msg *m, union pb *u)
@@ -472,6 +493,8 @@ static const struct codec *codec_of(uint8_t kind)
         [MSG_TOKENS] = {&hadal__tokens__descriptor, write_tokens, read_tokens},
         [MSG_CANCELLED] = {&hadal__cancelled__descriptor, write_cancelled, read_cancelled},
         [MSG_FAULT] = {&hadal__fault__descriptor, write_fault, read_fault},
+        [MSG_PREPARED] = {&hadal__prepared__descriptor, write_prepared, read_prepared},
+        [MSG_LINK] = {&hadal__link__descriptor, write_link, read_link},
         [MSG_WELCOME] = {&hadal__welcome__descriptor, write_welcome, read_welcome},
         [MSG_FORM] = {&hadal__form__descriptor, write_form, read_form},
         [MSG_DISSOLVE] = {&hadal__dissolve__descriptor, write_dissolve, read_dissolve},

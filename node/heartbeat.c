@@ -1,0 +1,211 @@
+// Owns one thread and one socket. Everything it sends is built from the node's pulse (atomics), the
+// engine's progress slot and /proc; a coordinator that does not read for a second loses the
+// connection, never blocks the thread longer.
+#include "node/heartbeat.h"
+
+#include <errno.h>
+#include <netdb.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "base/log.h"
+#include "base/mem.h"
+#include "proto/wire.h"
+
+enum { DEFAULT_INTERVAL_MS = 100, RETRY_MS = 200, SEND_TIMEOUT_S = 1 };
+
+struct heartbeat {
+    pthread_t thread;
+    char *host, *port;
+    struct msg *hello; // owned
+    const struct node_pulse *pulse;
+    struct engine *engine;
+    _Atomic uint32_t interval_ms;
+    pthread_mutex_t lock; // guards `stop` for the condition only
+    pthread_cond_t wake;
+    bool stop;
+    struct wire_arena arena;
+    struct strbuf out;
+};
+
+static uint64_t now_us(void)
+{
+    struct timespec ts;
+    clock_gettime(CLOCK_MONOTONIC, &ts);
+    return (uint64_t)ts.tv_sec * 1000000u + (uint64_t)ts.tv_nsec / 1000u;
+}
+
+static uint64_t resident_bytes(void)
+{
+    unsigned long long pages = 0;
+    FILE *f = fopen("/proc/self/statm", "re");
+    if (!f)
+        return 0;
+    if (fscanf(f, "%*u %llu", &pages) != 1)
+        pages = 0;
+    fclose(f);
+    return pages * (uint64_t)sysconf(_SC_PAGESIZE);
+}
+
+// Sleeps; true when it is time to stop.
+static bool pause_ms(struct heartbeat *h, uint32_t ms)
+{
+    struct timespec until;
+    clock_gettime(CLOCK_MONOTONIC, &until);
+    until.tv_sec += ms / 1000;
+    until.tv_nsec += (long)(ms % 1000) * 1000000;
+    if (until.tv_nsec >= 1000000000) {
+        until.tv_sec++;
+        until.tv_nsec -= 1000000000;
+    }
+    pthread_mutex_lock(&h->lock);
+    int rc = 0;
+    while (!h->stop && rc == 0)
+        rc = pthread_cond_timedwait(&h->wake, &h->lock, &until);
+    bool stop = h->stop;
+    pthread_mutex_unlock(&h->lock);
+    return stop;
+}
+
+static int dial(const struct heartbeat *h)
+{
+    struct addrinfo hints = {.ai_socktype = SOCK_STREAM}, *list = NULL;
+    if (getaddrinfo(h->host, h->port, &hints, &list))
+        return -1;
+    int fd = -1;
+    for (struct addrinfo *a = list; a && fd < 0; a = a->ai_next) {
+        fd = socket(a->ai_family, a->ai_socktype | SOCK_CLOEXEC, a->ai_protocol);
+        if (fd < 0)
+            continue;
+        struct timeval limit = {.tv_sec = SEND_TIMEOUT_S};
+        int one = 1;
+        setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof limit); // bounds connect as well
+        setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
+        if (connect(fd, a->ai_addr, a->ai_addrlen)) {
+            close(fd);
+            fd = -1;
+        }
+    }
+    freeaddrinfo(list);
+    return fd;
+}
+
+static bool send_msg(struct heartbeat *h, int fd, const struct msg *m)
+{
+    strbuf_clear(&h->out);
+    if (wire_encode_msg(&h->arena, m, &h->out) != STATUS_OK)
+        return false;
+    for (size_t at = 0; at < h->out.n;) {
+        ssize_t n = send(fd, h->out.v + at, h->out.n - at, MSG_NOSIGNAL);
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n <= 0)
+            return false;
+        at += (size_t)n;
+    }
+    return true;
+}
+
+// What the coordinator says on this connection (WELCOME) is read and dropped; false when it closed.
+static bool drain_input(int fd)
+{
+    char scrap[512];
+    ssize_t n;
+    while ((n = recv(fd, scrap, sizeof scrap, MSG_DONTWAIT)) > 0)
+        ;
+    return n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR);
+}
+
+static void beat_until_broken(struct heartbeat *h, int fd)
+{
+    if (!send_msg(h, fd, h->hello))
+        return;
+    do {
+        uint64_t now = now_us();
+        struct rank_progress progress = h->engine->ops->progress(h->engine, now);
+        struct msg m = {.kind = MSG_HEARTBEAT};
+        node_heartbeat(h->pulse, &progress, now, &m.heartbeat);
+        m.heartbeat.rss_bytes = resident_bytes();
+        if (!send_msg(h, fd, &m) || !drain_input(fd))
+            return;
+    } while (!pause_ms(h, atomic_load_explicit(&h->interval_ms, memory_order_relaxed)));
+}
+
+static void *heartbeat_main(void *arg)
+{
+    struct heartbeat *h = arg;
+    do {
+        int fd = dial(h);
+        if (fd >= 0) {
+            beat_until_broken(h, fd);
+            close(fd);
+        }
+    } while (!pause_ms(h, RETRY_MS));
+    return NULL;
+}
+
+static void heartbeat_free(struct heartbeat *h)
+{
+    pthread_cond_destroy(&h->wake);
+    pthread_mutex_destroy(&h->lock);
+    wire_arena_finish(&h->arena);
+    strbuf_finish(&h->out);
+    msg_free(h->hello);
+    free(h->host);
+    free(h->port);
+    free(h);
+}
+
+enum status heartbeat_start(const struct heartbeat_args *args, struct heartbeat **heartbeat_out,
+                            struct errmsg *e)
+{
+    struct heartbeat *h = mem_zalloc(1, sizeof *h);
+    struct msg hello = {.kind = MSG_HELLO, .hello = args->hello};
+    hello.hello.heartbeat_channel = true;
+    h->hello = msg_clone(&hello);
+    h->host = mem_strdup(args->host);
+    h->port = mem_strdup(args->port);
+    h->pulse = args->pulse;
+    h->engine = args->engine;
+    atomic_init(&h->interval_ms, DEFAULT_INTERVAL_MS);
+    pthread_mutex_init(&h->lock, NULL);
+    pthread_condattr_t attr;
+    pthread_condattr_init(&attr);
+    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+    pthread_cond_init(&h->wake, &attr);
+    pthread_condattr_destroy(&attr);
+    int rc = pthread_create(&h->thread, NULL, heartbeat_main, h);
+    if (rc) {
+        heartbeat_free(h);
+        return errmsg_set(e, status_from_errno(rc), "heartbeat thread: %s", strerror(rc));
+    }
+    pthread_setname_np(h->thread, "heartbeat");
+    *heartbeat_out = h;
+    return STATUS_OK;
+}
+
+void heartbeat_set_interval(struct heartbeat *h, uint32_t interval_ms)
+{
+    if (interval_ms)
+        atomic_store_explicit(&h->interval_ms, interval_ms, memory_order_relaxed);
+}
+
+void heartbeat_stop(struct heartbeat *h)
+{
+    if (!h)
+        return;
+    pthread_mutex_lock(&h->lock);
+    h->stop = true;
+    pthread_cond_signal(&h->wake);
+    pthread_mutex_unlock(&h->lock);
+    pthread_join(h->thread, NULL);
+    heartbeat_free(h);
+}

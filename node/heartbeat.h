@@ -1,0 +1,25 @@
+// The heartbeat thread of a node: a blocking connection of its own to the coordinator over which a
+// HEARTBEAT goes out every interval, whatever the node's loop and engine are doing. It reconnects
+// by itself and shares only atomics with the rest of the process.
+#pragma once
+
+#include <stdint.h>
+
+#include "base/status.h"
+#include "node/engine.h"
+#include "node/node.h"
+
+struct heartbeat;
+
+struct heartbeat_args {
+    const char *host, *port;        // of the coordinator; copied
+    struct msg_hello hello;         // strings copied; sent with heartbeat_channel set
+    const struct node_pulse *pulse; // outlives the thread
+    struct engine *engine;          // outlives the thread; only ops->progress is called
+};
+
+enum status heartbeat_start(const struct heartbeat_args *args, struct heartbeat **heartbeat_out,
+                            struct errmsg *e);
+// From any thread: how often to beat, told by the coordinator's WELCOME.
+void heartbeat_set_interval(struct heartbeat *h, uint32_t interval_ms);
+void heartbeat_stop(struct heartbeat *h); // joins the thread; NULL is fine
