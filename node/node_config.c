@@ -1,0 +1,154 @@
+// One table per concern: the YAML schema below, the ranges in node_file_check.
+#include "node/node_config.h"
+
+#include <stddef.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/config.h"
+#include "base/limits.h"
+#include "base/mem.h"
+
+// Pointers, so that an absent key can be told from a zero.
+struct node_numbers {
+    int64_t *threads, *max_seqs, *max_rows, *context, *kv_tokens, *block_tokens, *prefill_chunk;
+    int64_t *mock_step_us, *mock_row_us;
+};
+struct node_yaml {
+    struct node_file text;
+    struct node_numbers number;
+};
+
+#define TEXT(key)                                                                                  \
+    CYAML_FIELD_STRING_PTR(#key, CYAML_FLAG_POINTER | CYAML_FLAG_OPTIONAL, struct node_yaml,       \
+                           text.key, 1, LIMIT_ADDR - 1)
+#define NUMBER(key)                                                                                \
+    CYAML_FIELD_INT_PTR(#key, CYAML_FLAG_POINTER | CYAML_FLAG_OPTIONAL, struct node_yaml,          \
+                        number.key)
+
+static const cyaml_schema_field_t fields[] = {
+    TEXT(name),
+    TEXT(coordinator),
+    TEXT(host),
+    TEXT(backend),
+    TEXT(engine),
+    TEXT(bind),
+    NUMBER(threads),
+    NUMBER(max_seqs),
+    NUMBER(max_rows),
+    NUMBER(context),
+    NUMBER(kv_tokens),
+    NUMBER(block_tokens),
+    NUMBER(prefill_chunk),
+    NUMBER(mock_step_us),
+    NUMBER(mock_row_us),
+    CYAML_FIELD_END,
+};
+static const cyaml_schema_value_t schema = {
+    CYAML_VALUE_MAPPING(CYAML_FLAG_POINTER, struct node_yaml, fields),
+};
+
+void node_file_default(struct node_file *f)
+{
+    *f = (struct node_file){
+        .coordinator = mem_strdup("127.0.0.1:7070"),
+        .backend = mem_strdup("cpu"),
+        .engine = mem_strdup("model"),
+        .bind = mem_strdup("127.0.0.1"),
+        .max_seqs = 32,
+        .max_rows = 512,
+        .block_tokens = 32,
+        .prefill_chunk = 128,
+        .mock_step_us = 1000,
+        .mock_row_us = 10,
+    };
+}
+
+static void take_text(char **to, char **from)
+{
+    if (!*from)
+        return;
+    free(*to);
+    *to = mem_strdup(*from);
+}
+
+static void take_number(int64_t *to, const int64_t *from)
+{
+    if (from)
+        *to = *from;
+}
+
+enum status node_file_load(const char *path, struct node_file *f, struct errmsg *e)
+{
+    void *data = NULL;
+    enum status rc = config_load(path, &schema, &data, e);
+    if (rc != STATUS_OK)
+        return rc;
+    struct node_yaml *y = data;
+    take_text(&f->name, &y->text.name);
+    take_text(&f->coordinator, &y->text.coordinator);
+    take_text(&f->host, &y->text.host);
+    take_text(&f->backend, &y->text.backend);
+    take_text(&f->engine, &y->text.engine);
+    take_text(&f->bind, &y->text.bind);
+    take_number(&f->threads, y->number.threads);
+    take_number(&f->max_seqs, y->number.max_seqs);
+    take_number(&f->max_rows, y->number.max_rows);
+    take_number(&f->context, y->number.context);
+    take_number(&f->kv_tokens, y->number.kv_tokens);
+    take_number(&f->block_tokens, y->number.block_tokens);
+    take_number(&f->prefill_chunk, y->number.prefill_chunk);
+    take_number(&f->mock_step_us, y->number.mock_step_us);
+    take_number(&f->mock_row_us, y->number.mock_row_us);
+    config_free(&schema, data);
+    return STATUS_OK;
+}
+
+static bool one_of(const char *value, const char *const *words)
+{
+    for (; *words; words++)
+        if (!strcmp(value, *words))
+            return true;
+    return false;
+}
+
+enum status node_file_check(const struct node_file *f, struct errmsg *e)
+{
+    const struct {
+        const char *key;
+        int64_t value, min, max;
+    } ranges[] = {
+        {"threads", f->threads, 0, 1024},
+        {"max_seqs", f->max_seqs, 1, 4096},
+        {"max_rows", f->max_rows, 1, 65536},
+        {"context", f->context, 0, LIMIT_CONTEXT},
+        {"kv_tokens", f->kv_tokens, 0, INT64_C(1) << 32},
+        {"block_tokens", f->block_tokens, 1, 1024},
+        {"prefill_chunk", f->prefill_chunk, 1, 65536},
+        {"mock_step_us", f->mock_step_us, 0, 60 * 1000000},
+        {"mock_row_us", f->mock_row_us, 0, 1000000},
+    };
+    for (size_t i = 0; i < sizeof ranges / sizeof *ranges; i++)
+        if (ranges[i].value < ranges[i].min || ranges[i].value > ranges[i].max)
+            return errmsg_set(e, STATUS_BAD_CONFIG, "%s: %lld is not in %lld..%lld", ranges[i].key,
+                              (long long)ranges[i].value, (long long)ranges[i].min,
+                              (long long)ranges[i].max);
+    if (!one_of(f->backend, (const char *const[]){"cpu", "cuda", NULL}))
+        return errmsg_set(e, STATUS_BAD_CONFIG, "backend: '%s' is neither cpu nor cuda",
+                          f->backend);
+    if (!one_of(f->engine, (const char *const[]){"model", "mock", NULL}))
+        return errmsg_set(e, STATUS_BAD_CONFIG, "engine: '%s' is neither model nor mock",
+                          f->engine);
+    return STATUS_OK;
+}
+
+void node_file_finish(struct node_file *f)
+{
+    free(f->name);
+    free(f->coordinator);
+    free(f->host);
+    free(f->backend);
+    free(f->engine);
+    free(f->bind);
+    *f = (struct node_file){0};
+}
