@@ -42,7 +42,7 @@ STATUS_MUST_USE enum status tokenizer_open(const char *dir, struct tokenizer **o
 void tokenizer_close(struct tokenizer *t);
 
 // Appends the ids of the segments to *ids; no beginning-of-sentence token is added. BAD_REQUEST:
-// text that is not UTF-8; TOO_LARGE: the split regex gave up on this text, or more than 1 GiB. On
+// text that is not UTF-8; TOO_LARGE: the split regex gave up on this text, or more than 256 MiB. On
 // failure *ids is as before.
 STATUS_MUST_USE enum status tokenizer_encode(const struct tokenizer *t,
                                              const struct text_segment *segments, size_t n,
