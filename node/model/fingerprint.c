@@ -1,0 +1,67 @@
+// Names a model version by content. Hashing 700 GB at every start would take minutes, so only the
+// ends and the middle of some tensors are read; names, types and shapes of all of them count.
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/hash.h"
+#include "base/mem.h"
+#include "node/model/json_file.h"
+#include "node/model/weights.h"
+
+enum { SAMPLE_TENSORS = 1024, SAMPLE_BYTES = 256 };
+
+static uint64_t hash_sample(const struct st_tensor *t, uint64_t h)
+{
+    const uint8_t *data = t->data;
+    if (t->bytes <= 3 * SAMPLE_BYTES)
+        return hash_bytes(data, t->bytes, h);
+    h = hash_bytes(data, SAMPLE_BYTES, h);
+    h = hash_bytes(data + t->bytes / 2, SAMPLE_BYTES, h);
+    return hash_bytes(data + t->bytes - SAMPLE_BYTES, SAMPLE_BYTES, h);
+}
+
+static uint64_t hash_tensor(const struct st_tensor *t, uint64_t h)
+{
+    h = hash_bytes(t->name, strlen(t->name), h);
+    const char *dtype = st_dtype_name(t->dtype);
+    h = hash_bytes(dtype, strlen(dtype), h);
+    return hash_bytes(t->shape, sizeof *t->shape * (size_t)t->dims_n, h);
+}
+
+static enum status hash_config(const char *dir, uint64_t *h, struct errmsg *e)
+{
+    char path[JSON_FILE_PATH];
+    json_t *root = NULL;
+    enum status s = json_file_path(path, dir, "config.json", e);
+    if (s == STATUS_OK)
+        s = json_file_load(path, &root, e);
+    if (s != STATUS_OK)
+        return s;
+    // Sorted and compact: white space does not make another model.
+    char *text = json_dumps(root, JSON_SORT_KEYS | JSON_COMPACT);
+    json_decref(root);
+    if (!text)
+        return errmsg_set(e, STATUS_INTERNAL, "%s: cannot be written back as JSON", path);
+    *h = hash_bytes(text, strlen(text), 0);
+    free(text);
+    return STATUS_OK;
+}
+
+enum status model_fingerprint(const char *dir, const struct safetensors *files, uint64_t *out,
+                              struct errmsg *e)
+{
+    uint64_t h;
+    enum status s = hash_config(dir, &h, e);
+    if (s != STATUS_OK)
+        return s;
+    size_t n = safetensors_count(files), every = n / SAMPLE_TENSORS + 1;
+    for (size_t i = 0; i < n; i++) {
+        const struct st_tensor *t = safetensors_at(files, i);
+        h = hash_tensor(t, h);
+        if (i % every == 0)
+            h = hash_sample(t, h);
+    }
+    *out = h ? h : 1;
+    return STATUS_OK;
+}
