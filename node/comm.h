@@ -15,7 +15,8 @@
 struct comm;
 
 // Where this rank is: a slot that the heartbeat thread reads, so that a stuck rank can be named.
-// Written by the owner thread, relaxed.
+// Written by the owner thread, relaxed: step and layer by the engine (which zeroes `collective`
+// with each step), collective and changed_us by each collective that starts.
 struct comm_progress {
     _Atomic uint64_t step; // step id being computed, 0 = idle
     _Atomic uint32_t layer;
@@ -23,8 +24,9 @@ struct comm_progress {
     _Atomic uint64_t changed_us; // monotonic time of the last change
 };
 
-int comm_size(const struct comm *c); // T, 1 when the stage is not split
-int comm_rank(const struct comm *c); // 0 .. T-1
+struct comm_progress *comm_progress(struct comm *c); // lives as long as the comm
+int comm_size(const struct comm *c);                 // T, 1 when the stage is not split
+int comm_rank(const struct comm *c);                 // 0 .. T-1
 
 // buf: [rows][T][part] float32, row-major. On entry this rank's slice [r][rank][:] is filled; on
 // return the slices of all ranks are. T == 1 returns at once. STATUS_LINK_DOWN: a rank died.
