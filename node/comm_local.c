@@ -11,7 +11,7 @@
 
 #include "base/limits.h"
 #include "base/mem.h"
-#include "node/comm_impl.h"
+#include "node/comm_body.h"
 
 struct comm_local {
     pthread_mutex_t mutex;
@@ -58,7 +58,8 @@ static enum status local_all_gather(struct comm *c, float *buf, size_t rows, siz
     return s == STATUS_OK ? barrier(l) : s;
 }
 
-static void local_abort(struct comm *c)
+// One rank's abort is everybody's: the others would wait for it for ever.
+static void local_wake(struct comm *c)
 {
     struct comm_local *l = ((struct local_rank *)c)->l;
     pthread_mutex_lock(&l->mutex);
@@ -93,10 +94,12 @@ void comm_local_destroy(struct comm_local *l)
 
 struct comm *comm_local_rank(struct comm_local *l, int rank)
 {
-    static const struct comm_ops ops = {local_all_gather, local_abort, local_destroy};
+    static const struct comm_body body = {local_all_gather, local_wake, local_destroy};
     assert(rank >= 0 && rank < l->size);
     struct local_rank *r = mem_zalloc(1, sizeof *r);
-    r->comm = (struct comm){&ops, l->size, rank};
+    r->comm.body = &body;
+    r->comm.size = l->size;
+    r->comm.rank = rank;
     r->l = l;
     return &r->comm;
 }
