@@ -7,3 +7,5 @@ enum {
     CMD_FAILED = 1, // the work failed; the cause was printed
     CMD_USAGE = 2,  // the command line was wrong
 };
+
+int cmd_tokenize(int argc, char **argv); // tokenize.c

@@ -11,6 +11,7 @@ struct command {
 };
 
 static const struct command commands[] = {
+    {"tokenize", cmd_tokenize, "texts to token ids and back"},
     {NULL, NULL, NULL},
 };
 
