@@ -41,26 +41,29 @@ static struct kern_view x_slice(const struct pass *p)
     return slice(p, p->x, (size_t)p->s->plan.hidden.part);
 }
 
-static void report(const struct pass *p, bool collective)
+// So that a stuck rank can be named; collectives report themselves.
+static void report_layer(const struct pass *p)
 {
-    struct comm_progress *g = p->s->progress;
+    struct comm_progress *g = comm_progress(p->s->comm);
     struct timespec t;
-    if (!g)
-        return;
     clock_gettime(CLOCK_MONOTONIC, &t);
     uint32_t layer = (uint32_t)(p->s->plan.layer_first + p->layer);
     atomic_store_explicit(&g->layer, layer, memory_order_relaxed);
-    if (collective)
-        atomic_fetch_add_explicit(&g->collective, 1, memory_order_relaxed);
     atomic_store_explicit(&g->changed_us, (uint64_t)t.tv_sec * 1000000 + (uint64_t)t.tv_nsec / 1000,
                           memory_order_relaxed);
+}
+
+static void report_step(const struct pass *p, uint64_t step)
+{
+    struct comm_progress *g = comm_progress(p->s->comm);
+    atomic_store_explicit(&g->collective, 0, memory_order_relaxed);
+    atomic_store_explicit(&g->step, step, memory_order_relaxed);
 }
 
 static enum status gather(struct pass *p, struct kern_buf *buf, size_t rows, size_t part)
 {
     if (p->s->rank.tensors == 1 || rows == 0)
         return STATUS_OK;
-    report(p, true);
     enum status st = kern_sync(p->k);
     return st == STATUS_OK ? comm_all_gather(p->s->comm, kern_buf_ptr(buf), rows, part) : st;
 }
@@ -364,7 +367,7 @@ static enum status layer(struct pass *p)
 {
     const struct model_shard *s = p->s;
     const struct layer_weights *w = &s->weights.layers[p->layer];
-    report(p, false);
+    report_layer(p);
     enum status st = attention(p, w);
     if (st != STATUS_OK)
         return st;
@@ -491,6 +494,7 @@ static void enter(struct pass *p, const struct forward_batch *b)
 
 enum status forward_run(struct model_shard *s, const struct forward_batch *b, struct errmsg *e)
 {
+    assert(s->comm);
     enum status st = check_batch(s, b, e);
     if (st != STATUS_OK)
         return st;
@@ -500,10 +504,7 @@ enum status forward_run(struct model_shard *s, const struct forward_batch *b, st
                      .qkv = s->b.qkv,
                      .logits_n = b->logits_n,
                      .batch = {.n = b->rows, .seq = s->b.seq, .pos = s->b.pos}};
-    if (s->progress) {
-        atomic_store_explicit(&s->progress->step, b->step, memory_order_relaxed);
-        atomic_store_explicit(&s->progress->collective, 0, memory_order_relaxed);
-    }
+    report_step(&p, b->step);
     for (size_t i = 0; i < b->rows; i++)
         if ((size_t)b->pos[i] >= p.batch.keys_max)
             p.batch.keys_max = (size_t)b->pos[i] + 1;
@@ -518,8 +519,7 @@ enum status forward_run(struct model_shard *s, const struct forward_batch *b, st
         st = logits(&p);
     if (st == STATUS_OK)
         st = kern_sync(p.k);
-    if (s->progress)
-        atomic_store_explicit(&s->progress->step, 0, memory_order_relaxed);
+    report_step(&p, 0);
     return st == STATUS_OK
                ? st
                : errmsg_set(e, st, "step %llu, layer %d: %s", (unsigned long long)b->step,

@@ -148,9 +148,7 @@ enum status model_shard_open(const struct model_shard_args *args, struct model_s
     assert(args->max_context >= 0 && args->max_logits >= 0 && args->block_tokens >= 0);
     struct model_shard *s = mem_zalloc(1, sizeof *s);
     s->kern = args->kern;
-    s->comm = args->comm;
-    s->rank = (struct model_rank){args->stage, args->stages, comm_rank(args->comm),
-                                  comm_size(args->comm)};
+    s->rank = args->rank;
     enum status st = open_weights(s, args, e);
     if (st == STATUS_OK) {
         set_sizes(s, args);
@@ -165,6 +163,12 @@ enum status model_shard_open(const struct model_shard_args *args, struct model_s
     else
         model_shard_close(s);
     return st;
+}
+
+void model_shard_attach(struct model_shard *s, struct comm *comm)
+{
+    assert(!comm || (comm_size(comm) == s->rank.tensors && comm_rank(comm) == s->rank.tensor));
+    s->comm = comm;
 }
 
 void model_shard_close(struct model_shard *s)

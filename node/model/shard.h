@@ -1,5 +1,5 @@
 // One rank's part of a model, ready to compute: config, weights, KV pool, and every buffer that a
-// step needs, all sized at open. forward.h runs it.
+// step needs, all sized at open. It outlives the replicas that it serves in. forward.h runs it.
 #pragma once
 
 #include <stdint.h>
@@ -14,9 +14,8 @@ enum { MODEL_BLOCK_TOKENS = 32 }; // default tokens of a KV block
 
 struct model_shard_args {
     const char *dir;
-    int stage, stages;
+    struct model_rank rank;
     struct kern *kern; // borrowed until model_shard_close
-    struct comm *comm; // borrowed likewise; its size and rank are the tensor split
     int max_context;   // positions of a sequence; 0 = the model's, never more than that
     int max_rows;      // of one batch
     int max_seqs;      // of one batch
@@ -57,8 +56,7 @@ struct model_shard {
     struct model_plan plan;
     struct model_weights weights;
     struct kern *kern;
-    struct comm *comm;
-    struct comm_progress *progress; // borrowed; may be set by the owner, NULL = not reported
+    struct comm *comm; // borrowed; NULL until model_shard_attach
     int max_context, max_rows, max_seqs, max_logits, block_tokens, kv_blocks;
     struct kern_buf **kv;  // [layers_n] pools [blocks][block_tokens][kv_width]
     struct kern_buf *rope; // [max_context][rope.dim] cos, sin
@@ -70,6 +68,9 @@ struct model_shard {
 STATUS_MUST_USE enum status model_shard_open(const struct model_shard_args *args,
                                              struct model_shard **out, struct errmsg *e);
 void model_shard_close(struct model_shard *s); // NULL is fine
+// The collectives of the epoch that begins: size and rank must be those of args.rank. Borrowed
+// until the next attach; NULL detaches. Until then the shard cannot run.
+void model_shard_attach(struct model_shard *s, struct comm *comm);
 
 // Bytes of KV cache that one block takes on this rank (all its layers): for sizing the pool.
 size_t model_kv_block_bytes(const struct model_plan *plan, int block_tokens);
