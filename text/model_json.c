@@ -10,7 +10,7 @@
 
 enum { FILE_MAX = 256 << 20 };
 
-static enum status open_checked(const char *path, int *out, struct errmsg *err)
+static enum status open_checked(const char *path, FILE **out, struct errmsg *err)
 {
     struct stat st;
     int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
@@ -22,22 +22,26 @@ static enum status open_checked(const char *path, int *out, struct errmsg *err)
         return errmsg_set(err, STATUS_BAD_FILE, "%s: not a regular file of at most %d bytes", path,
                           FILE_MAX);
     }
-    *out = fd;
+    *out = fdopen(fd, "r");
+    if (!*out) {
+        close(fd);
+        return errmsg_set(err, STATUS_IO, "%s: %s", path, strerror(errno));
+    }
     return STATUS_OK;
 }
 
 enum status model_json_load(const char *dir, const char *name, json_t **out, struct errmsg *err)
 {
     char path[1200];
-    int fd = -1;
+    FILE *f = NULL;
     if ((size_t)snprintf(path, sizeof path, "%s/%s", dir, name) >= sizeof path)
         return errmsg_set(err, STATUS_BAD_FILE, "%.200s...: path too long", dir);
-    enum status s = open_checked(path, &fd, err);
+    enum status s = open_checked(path, &f, err);
     if (s)
         return s;
     json_error_t e;
-    json_t *j = json_loadfd(fd, JSON_REJECT_DUPLICATES | JSON_ALLOW_NUL, &e);
-    close(fd);
+    json_t *j = json_loadf(f, JSON_REJECT_DUPLICATES | JSON_ALLOW_NUL, &e);
+    fclose(f);
     if (!j)
         return errmsg_set(err, STATUS_BAD_FILE, "%s: line %d: %s", path, e.line, e.text);
     if (!json_is_object(j)) {
