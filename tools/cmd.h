@@ -9,3 +9,4 @@ enum {
 };
 
 int cmd_tokenize(int argc, char **argv); // tokenize.c
+int cmd_load(int argc, char **argv);     // load.c

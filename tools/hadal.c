@@ -12,6 +12,7 @@ struct command {
 
 static const struct command commands[] = {
     {"tokenize", cmd_tokenize, "texts to token ids and back"},
+    {"load", cmd_load, "load, faults and percentiles; checks every answer"},
     {NULL, NULL, NULL},
 };
 

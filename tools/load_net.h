@@ -1,0 +1,38 @@
+// The connections of a load run: thousands of HTTP streams on one thread. Streams are the caller's;
+// what happens to them is told to its handler, from inside load_net_turn.
+#pragma once
+
+#include <stdint.h>
+
+#include "base/status.h"
+#include "tools/load_stream.h"
+
+struct load_net;
+
+struct load_end {
+    int code;          // HTTP status; 0 = no answer
+    int retry_after_s; // of a refusal; 0 = none given
+    bool broken;       // the connection broke; else the server ended the answer
+    const char *text;  // why it failed; "" when code is 200 and nothing broke
+};
+
+struct load_net_handler {
+    void (*event)(void *user, struct load_stream *s, const struct sse_event *e);
+    // The connection is gone; s may be started again or attached from here.
+    void (*closed)(void *user, struct load_stream *s, const struct load_end *end);
+    void *user;
+};
+
+// url: the coordinator's. NULL and *err when it cannot be used.
+struct load_net *load_net_open(const char *url, const struct load_net_handler *handler,
+                               struct errmsg *err);
+void load_net_close(struct load_net *net); // cuts what is open, without a word
+
+// Begins s with a POST of `body` (borrowed until closed); or goes on with it after its last event.
+void load_net_start(struct load_net *net, struct load_stream *s, const char *body);
+void load_net_attach(struct load_net *net, struct load_stream *s);
+// Cuts the connection of s; `closed` is not called.
+void load_net_cut(struct load_net *net, struct load_stream *s);
+
+// Waits for at most timeout_ms, then handles all that is ready.
+void load_net_turn(struct load_net *net, int timeout_ms);
