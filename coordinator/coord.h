@@ -56,7 +56,7 @@ struct coord_config {
     uint32_t max_context;         // tokens; used until a lead told its own. 0 = not known yet
     uint32_t queue_limit;         // requests waiting
     uint64_t queue_tokens_limit;  // prompt tokens waiting
-    uint32_t queued_notice_ms;    // least time between two QUEUED of one request
+    uint32_t queued_notice_ms;    // how often waiting requests are told their new places
     uint32_t default_deadline_ms; // for requests that name none; 0 = wait without end
     uint32_t grace_ms;            // nobody attached for longer = cancelled
     uint32_t retention_ms;        // finished requests are kept this long for re-attach
@@ -183,7 +183,6 @@ struct coord_action {
             uint32_t first_index;
             const struct token_out *tokens; // consecutive indexes
             uint32_t tokens_n;
-            uint32_t prompt_n;
         } tokens;
         struct {
             uint64_t request;
@@ -278,10 +277,10 @@ struct coord_replica_view {
     enum coord_replica_state state;
     uint64_t state_since_us;
     uint32_t stages, tensor;
-    const char *const *nodes; // names by (stage, tensor), NULL where vacant; stages * tensor
-    uint32_t formed_n;        // ranks that are ready, while forming
-    uint32_t running;         // requests placed on it
-    uint32_t credits;         // how many it may have; 0 unless ready
+    const char *const *nodes;      // names by (stage, tensor), NULL where vacant; stages * tensor
+    uint32_t prepared_n, formed_n; // ranks that have loaded, that are ready
+    uint32_t running;              // requests placed on it
+    uint32_t credits;              // how many it may have; 0 unless ready
     uint32_t max_context, kv_blocks, kv_free, block_tokens, waiting;
     uint32_t step_age_ms;
     uint64_t steps, fingerprint;
@@ -304,7 +303,7 @@ struct coord_request_view {
     uint32_t dispatches; // 1 = never moved
     uint32_t pause_us;   // longest gap between two tokens around a move
     uint32_t max_tokens;
-    uint32_t cached_n; // prompt tokens found in the KV cache at the last dispatch
+    uint32_t cached_n; // prompt tokens found in the KV cache
     enum finish_reason finish;
     enum status status;
     const char *text;

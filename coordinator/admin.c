@@ -1,0 +1,151 @@
+// Operators' commands. Each is answered by one ADMIN_DONE: at once, or for DRAIN and CLOSE when it
+// is done.
+#include <inttypes.h>
+#include <stddef.h>
+
+#include "coordinator/core.h"
+
+const char *coord_admin_op_name(enum coord_admin_op op)
+{
+    static const char *const names[] = {
+        [COORD_DRAIN] = "drain", [COORD_UNDRAIN] = "undrain", [COORD_FAILOVER] = "failover",
+        [COORD_EJECT] = "eject", [COORD_CLOSE] = "close",
+    };
+    return op <= COORD_CLOSE ? names[op] : "unknown";
+}
+
+static void answer(struct coord *c, uint64_t tag, enum status s, const char *text)
+{
+    struct coord_action *a = core_emit(c, COORD_ADMIN_DONE);
+    a->admin_done.tag = tag;
+    a->admin_done.status = s;
+    a->admin_done.text = text;
+}
+
+static void drain_rank(struct coord *c, struct member *m, uint64_t tag)
+{
+    struct replica *r = m->replica;
+    waiter_add(&m->drains, tag);
+    if (r->state == COORD_REPLICA_FORMING) { // it has no work yet
+        const char *why = arena_printf(&c->arena, "drain node %s", m->name);
+        replica_fence(c, r, &(struct fence){FENCE_ORDER, NULL, why});
+        return;
+    }
+    if (m->state == COORD_NODE_IN_REPLICA)
+        member_move(c, m, COORD_NODE_DRAINING);
+    core_trace(c, LOG_INFO, "drain node %s: replica %" PRIu64 " hands over %u request%s", m->name,
+               r->id, r->running.n, r->running.n == 1 ? "" : "s");
+    replica_drain(c, r);
+}
+
+static void drain(struct coord *c, struct member *m, uint64_t tag)
+{
+    if (m->mark == MARK_NONE)
+        m->mark = MARK_DRAIN;
+    switch (m->state) {
+    case COORD_NODE_IN_REPLICA:
+    case COORD_NODE_DRAINING:
+        drain_rank(c, m, tag);
+        return;
+    case COORD_NODE_FREE:
+    case COORD_NODE_SUSPECT:
+        member_move(c, m, COORD_NODE_DRAINED);
+        break;
+    case COORD_NODE_DRAINED:
+    case COORD_NODE_EJECTED:
+    case COORD_NODE_LOST:
+        break;
+    }
+    answer(c, tag, STATUS_OK,
+           m->state == COORD_NODE_LOST ? "the node is gone; it stays drained if it returns"
+                                       : "the node is idle");
+}
+
+static void undrain(struct coord *c, struct member *m, uint64_t tag)
+{
+    m->mark = MARK_NONE;
+    m->faults = 0;
+    waiters_answer(c, &m->drains, STATUS_CANCELLED, "undrained before it was idle");
+    if (m->state == COORD_NODE_DRAINED || m->state == COORD_NODE_EJECTED)
+        member_move(c, m, COORD_NODE_FREE);
+    if (m->state == COORD_NODE_DRAINING) {
+        member_move(c, m, COORD_NODE_IN_REPLICA);
+        replica_undrain(c, m->replica);
+    }
+    core_trace(c, LOG_INFO, "node %s may be used again", m->name);
+    answer(c, tag, STATUS_OK, "the node may be used");
+}
+
+static void eject(struct coord *c, struct member *m, uint64_t tag)
+{
+    m->mark = MARK_EJECT;
+    if (m->replica) {
+        const char *why = arena_printf(&c->arena, "eject node %s", m->name);
+        replica_fence(c, m->replica, &(struct fence){FENCE_ORDER, m, why});
+    } else if (m->state != COORD_NODE_LOST && m->state != COORD_NODE_EJECTED) {
+        core_trace(c, LOG_WARN, "eject node %s", m->name);
+        member_move(c, m, COORD_NODE_EJECTED);
+    }
+    answer(c, tag, STATUS_OK, "the node is quarantined");
+}
+
+static void failover(struct coord *c, uint64_t id, uint64_t tag)
+{
+    struct replica *r = replicas_find(c, id);
+    if (!r) {
+        answer(c, tag, STATUS_NOT_FOUND,
+               arena_printf(&c->arena, "no replica %" PRIu64 "; there are 1 to %u", id,
+                            c->cfg.replicas));
+        return;
+    }
+    if (r->state != COORD_REPLICA_READY && r->state != COORD_REPLICA_DRAINING) {
+        answer(c, tag, STATUS_AGAIN,
+               arena_printf(&c->arena, "replica %" PRIu64 " is %s", id,
+                            coord_replica_state_name(r->state)));
+        return;
+    }
+    replica_fence(c, r, &(struct fence){FENCE_ORDER, NULL, "failover was asked for"});
+    answer(c, tag, STATUS_OK, "fenced; its requests were moved");
+}
+
+static void close_admission(struct coord *c, uint64_t tag)
+{
+    c->closing = true;
+    core_trace(c, LOG_INFO, "admission is closed, %u requests to finish", c->live_n);
+    waiter_add(&c->closes, tag); // answered when the step is settled, or later
+}
+
+static struct member *target(struct coord *c, const struct coord_admin *a)
+{
+    struct member *m = a->target ? members_find(c, a->target) : NULL;
+    if (!m)
+        answer(c, a->tag, STATUS_NOT_FOUND,
+               arena_printf(&c->arena, "no node named %.64s", a->target ? a->target : ""));
+    return m;
+}
+
+void admin_do(struct coord *c, const struct coord_admin *a)
+{
+    struct member *m;
+    switch (a->op) {
+    case COORD_DRAIN:
+        if ((m = target(c, a)))
+            drain(c, m, a->tag);
+        return;
+    case COORD_UNDRAIN:
+        if ((m = target(c, a)))
+            undrain(c, m, a->tag);
+        return;
+    case COORD_EJECT:
+        if ((m = target(c, a)))
+            eject(c, m, a->tag);
+        return;
+    case COORD_FAILOVER:
+        failover(c, a->replica, a->tag);
+        return;
+    case COORD_CLOSE:
+        close_admission(c, a->tag);
+        return;
+    }
+    answer(c, a->tag, STATUS_UNSUPPORTED, "no such command");
+}

@@ -1,0 +1,284 @@
+// The switch: an event goes to the file that owns it, due timers run, then the cluster is settled:
+// drained replicas hand over, free nodes are placed, free credits are given to waiting requests.
+// Also the making of actions, and the configuration.
+#include "coordinator/coord.h"
+
+#include <assert.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/mem.h"
+#include "coordinator/core.h"
+
+void coord_config_default(struct coord_config *cfg)
+{
+    *cfg = (struct coord_config){
+        .model_dir = "",
+        .replicas = 1,
+        .stages = 1,
+        .tensor = 1,
+        .transport = TRANSPORT_AUTO,
+        .heartbeat_ms = 100,
+        .heartbeat_timeout_ms = 1000,
+        .warmup_silence_ms = 5000,
+        .warmup_timeout_ms = 600000,
+        .hang_ms = 2000,
+        .cancel_timeout_ms = 10000,
+        .backoff_ms = 500,
+        .backoff_max_ms = 30000,
+        .stable_ms = 10000,
+        .lost_keep_ms = 600000,
+        .queue_limit = 1024,
+        .queue_tokens_limit = 16 << 20,
+        .queued_notice_ms = 500,
+        .default_deadline_ms = 300000,
+        .grace_ms = 30000,
+        .retention_ms = 60000,
+        .retain_limit = 4096,
+        .retain_tokens_limit = 8 << 20,
+        .poison_faults = 5,
+        .poison_losses = 16,
+        .trace = LOG_INFO,
+    };
+}
+
+static enum status config_check(const struct coord_config *k, struct errmsg *err)
+{
+    if (!k->model_dir)
+        return errmsg_set(err, STATUS_BAD_CONFIG, "coordinator: model_dir is missing");
+    if (k->replicas < 1 || k->replicas > COORD_MAX_REPLICAS)
+        return errmsg_set(err, STATUS_BAD_CONFIG, "coordinator: replicas %u is not in 1..%d",
+                          k->replicas, COORD_MAX_REPLICAS);
+    if (k->stages < 1 || k->stages > LIMIT_STAGES || k->tensor < 1 || k->tensor > LIMIT_TENSOR ||
+        k->stages * k->tensor > LIMIT_RANKS)
+        return errmsg_set(err, STATUS_BAD_CONFIG,
+                          "coordinator: %u stages x %u tensor ranks is not in 1..%d x 1..%d, %d in "
+                          "all",
+                          k->stages, k->tensor, LIMIT_STAGES, LIMIT_TENSOR, LIMIT_RANKS);
+    if (!k->heartbeat_ms || k->heartbeat_timeout_ms < 2 * k->heartbeat_ms)
+        return errmsg_set(err, STATUS_BAD_CONFIG,
+                          "coordinator: heartbeat_timeout_ms %u is less than two heartbeats of %u "
+                          "ms",
+                          k->heartbeat_timeout_ms, k->heartbeat_ms);
+    if (k->warmup_silence_ms < k->heartbeat_timeout_ms)
+        return errmsg_set(err, STATUS_BAD_CONFIG,
+                          "coordinator: warmup_silence_ms %u is less than heartbeat_timeout_ms %u",
+                          k->warmup_silence_ms, k->heartbeat_timeout_ms);
+    if (!k->hang_ms || !k->warmup_timeout_ms || !k->cancel_timeout_ms || !k->queued_notice_ms ||
+        !k->backoff_ms || k->backoff_max_ms < k->backoff_ms)
+        return errmsg_set(err, STATUS_BAD_CONFIG,
+                          "coordinator: hang_ms, warmup_timeout_ms, cancel_timeout_ms, "
+                          "queued_notice_ms and backoff_ms must be above 0, backoff_max_ms not "
+                          "below backoff_ms");
+    if (k->max_context > LIMIT_CONTEXT)
+        return errmsg_set(err, STATUS_BAD_CONFIG, "coordinator: max_context %u is above %d",
+                          k->max_context, LIMIT_CONTEXT);
+    return STATUS_OK;
+}
+
+struct coord *coord_create(const struct coord_config *cfg, struct errmsg *err)
+{
+    if (config_check(cfg, err) != STATUS_OK)
+        return NULL;
+    struct coord *c = mem_zalloc(1, sizeof *c);
+    c->cfg = *cfg;
+    c->model_dir = mem_strdup(cfg->model_dir);
+    c->cfg.model_dir = c->model_dir;
+    c->ranks_n = cfg->stages * cfg->tensor;
+    c->epoch = cfg->first_epoch;
+    c->timer_set_us = UINT64_MAX;
+    c->max_context = cfg->max_context;
+    c->place = true;
+    eta_init(&c->eta);
+    replicas_init(c);
+    return c;
+}
+
+void coord_destroy(struct coord *c)
+{
+    if (!c)
+        return;
+    requests_free(c);
+    replicas_free(c);
+    members_free(c);
+    waiters_free(&c->closes);
+    ring_finish(&c->ring);
+    timers_finish(&c->timers);
+    arena_finish(&c->arena);
+    free(c->actions);
+    free(c->model_dir);
+    free(c);
+}
+
+// ---- making actions ----
+
+struct coord_action *core_emit(struct coord *c, enum coord_action_kind kind)
+{
+    MEM_GROW(c->actions, c->actions_n, c->actions_cap);
+    struct coord_action *a = &c->actions[c->actions_n++];
+    *a = (struct coord_action){.kind = kind};
+    return a;
+}
+
+void core_send(struct coord *c, uint64_t conn, struct msg msg)
+{
+    assert(conn);
+    const struct msg *copy = arena_dup(&c->arena, &msg, 1, sizeof msg);
+    struct coord_action *a = core_emit(c, COORD_SEND);
+    a->send.conn = conn;
+    a->send.msg = copy;
+}
+
+void core_trace(struct coord *c, enum log_level level, const char *fmt, ...)
+{
+    if (level < c->cfg.trace)
+        return;
+    va_list ap;
+    va_start(ap, fmt);
+    const char *text = arena_vprintf(&c->arena, fmt, ap);
+    va_end(ap);
+    struct coord_action *a = core_emit(c, COORD_TRACE);
+    a->trace.level = level;
+    a->trace.text = arena_printf(&c->arena, "coord > %s", text);
+}
+
+void core_arm(struct coord *c, struct timer *t, enum timer_kind kind, uint64_t due_us)
+{
+    t->kind = kind;
+    timers_arm(&c->timers, t, due_us);
+}
+
+void core_disarm(struct coord *c, struct timer *t)
+{
+    timers_disarm(&c->timers, t);
+}
+
+void waiter_add(struct waiter **list, uint64_t tag)
+{
+    struct waiter *w = mem_zalloc(1, sizeof *w);
+    w->tag = tag;
+    w->next = *list;
+    *list = w;
+}
+
+void waiters_answer(struct coord *c, struct waiter **list, enum status s, const char *text)
+{
+    for (struct waiter *w = *list; w; w = w->next) {
+        struct coord_action *a = core_emit(c, COORD_ADMIN_DONE);
+        a->admin_done.tag = w->tag;
+        a->admin_done.status = s;
+        a->admin_done.text = arena_dup(&c->arena, text, strlen(text) + 1, 1);
+    }
+    waiters_free(list);
+}
+
+void waiters_free(struct waiter **list)
+{
+    while (*list) {
+        struct waiter *w = *list;
+        *list = w->next;
+        free(w);
+    }
+}
+
+// ---- the step ----
+
+static void dispatch_event(struct coord *c, const struct coord_event *ev)
+{
+    switch (ev->kind) {
+    case COORD_TIMER:
+        break;
+    case COORD_NODE_UP:
+        members_up(c, ev->node.conn, ev->node.msg);
+        break;
+    case COORD_NODE_MSG:
+        members_msg(c, ev->node.conn, ev->node.msg);
+        break;
+    case COORD_NODE_DOWN:
+        members_down(c, ev->node.conn);
+        break;
+    case COORD_SUBMIT:
+        requests_submit(c, &ev->submit);
+        break;
+    case COORD_STOP:
+        requests_stop(c, ev->req.request, ev->req.kept);
+        break;
+    case COORD_ATTACH:
+    case COORD_DETACH:
+        requests_attach(c, ev->req.request, ev->kind == COORD_ATTACH);
+        break;
+    case COORD_CANCEL:
+        requests_cancel(c, ev->req.request);
+        break;
+    case COORD_ADMIN:
+        admin_do(c, &ev->admin);
+        break;
+    }
+}
+
+static void fire(struct coord *c, struct timer *t)
+{
+    switch ((enum timer_kind)t->kind) {
+    case TIMER_MEMBER:
+        members_timer(c, CONTAINER_OF(t, struct member, timer));
+        break;
+    case TIMER_REPLICA:
+        replica_timer(c, CONTAINER_OF(t, struct replica, timer));
+        break;
+    case TIMER_CANCEL:
+        replica_cancel_timer(c, CONTAINER_OF(t, struct replica, cancel_timer));
+        break;
+    case TIMER_WAIT:
+        requests_wait_timer(c, CONTAINER_OF(t, struct request, wait));
+        break;
+    case TIMER_LIFE:
+        requests_life_timer(c, CONTAINER_OF(t, struct request, life));
+        break;
+    case TIMER_NOTICE:
+        dispatch_notices(c);
+        break;
+    }
+}
+
+static void run_timers(struct coord *c)
+{
+    struct timer *t;
+    while ((t = timers_pop(&c->timers, c->now_us)))
+        fire(c, t);
+}
+
+static void settle(struct coord *c)
+{
+    dispatch_hand_over(c);
+    replicas_place(c);
+    dispatch_pump(c);
+    if (c->closes && !c->live_n)
+        waiters_answer(c, &c->closes, STATUS_OK, "no request is unfinished");
+}
+
+static void set_timer(struct coord *c)
+{
+    uint64_t next = timers_next(&c->timers);
+    if (next == c->timer_set_us)
+        return;
+    c->timer_set_us = next;
+    core_emit(c, COORD_SET_TIMER)->timer.at_us = next;
+}
+
+void coord_step(struct coord *c, const struct coord_event *ev, struct coord_actions *out)
+{
+    arena_reset(&c->arena);
+    c->actions_n = 0;
+    if (ev->now_us > c->now_us)
+        c->now_us = ev->now_us;
+    if (ev->kind == COORD_TIMER)
+        c->timer_set_us = UINT64_MAX;
+    dispatch_event(c, ev);
+    run_timers(c);
+    settle(c);
+    if (ev->kind == COORD_SUBMIT)
+        dispatch_notice(c, ev->submit.request);
+    set_timer(c);
+    out->v = c->actions;
+    out->n = c->actions_n;
+}

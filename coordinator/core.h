@@ -1,0 +1,242 @@
+// What the core's files share: its state, and the calls between them. Private to coordinator/.
+//
+//   coord.c      the switch over events, timers, configuration
+//   members.c    connections and nodes: hello, heartbeats, loss, drain and eject marks
+//   replicas.c   forming and fencing
+//   lifecycle.c  admission, tokens, the end of a request, retention
+//   dispatch.c   the queues' order, routing, hand-over
+//   admin.c      operators' commands
+//   views.c      read-only views and coord_check
+// Leaves that decide without this state: arena, timers, queue, ring, eta, placement, health,
+// request.
+#pragma once
+
+#include "base/sm.h"
+#include "coordinator/arena.h"
+#include "coordinator/coord.h"
+#include "coordinator/eta.h"
+#include "coordinator/queue.h"
+#include "coordinator/request.h"
+#include "coordinator/ring.h"
+#include "coordinator/timers.h"
+
+enum timer_kind {
+    TIMER_MEMBER,  // silent for too long; lost: forget it
+    TIMER_REPLICA, // forming: give up; vacant: back-off is over
+    TIMER_CANCEL,  // a replica's oldest CANCEL is not answered
+    TIMER_WAIT,    // a request's deadline
+    TIMER_LIFE,    // a request's grace or retention
+    TIMER_NOTICE,  // tell waiting requests their places
+};
+
+enum member_mark { MARK_NONE, MARK_DRAIN, MARK_EJECT };
+
+struct waiter { // an ADMIN command that is not done yet
+    struct waiter *next;
+    uint64_t tag;
+};
+
+//                 FORM              drain              replica is empty
+//        FREE ----------> IN_REPLICA -----> DRAINING -----------------> DRAINED
+//        ^ ^ ^                |  ^             |                          |
+//        | | +----------------+  +-------------+ undrain                  |
+//        | |   fenced         |                                           |
+//        | |                  v named as stuck                            |
+//        | +-------------- SUSPECT                                        |
+//        |  shows progress                                                |
+//        +----------------------------------------------------------------+ undrain
+//   any state -> EJECTED (eject), -> LOST (connection or heartbeat lost)
+//   EJECTED -> FREE (undrain); LOST -> FREE, DRAINED, EJECTED (HELLO; marks stay)
+extern const struct sm member_sm;
+
+struct member {
+    char name[LIMIT_NAME];
+    char *host, *backend; // owned
+    uint64_t host_hash;
+    uint64_t incarnation, conn, pulse_conn; // conns: 0 = none
+    uint32_t pid;
+    enum coord_node_state state;
+    enum member_mark mark;
+    struct replica *replica; // IN_REPLICA, DRAINING; else NULL
+    uint32_t rank;           // stage * tensor_n + tensor
+    bool holds;              // the weights of `held_rank`, loaded for held_replica
+    uint64_t held_replica;
+    uint32_t held_rank;
+    uint64_t heartbeat_us;
+    struct msg_heartbeat heartbeat;
+    bool silent; // its time ran out; lost if the next look finds it silent still
+    uint32_t joins, faults;
+    char *fault; // owned; NULL = none
+    uint64_t fault_us;
+    struct timer timer;
+    struct waiter *drains; // DRAIN commands to answer
+    struct member *prev, *next;
+    UT_hash_handle hh; // by name
+};
+
+struct conn {
+    uint64_t id;
+    struct member *member;
+    bool pulse; // carries heartbeats only
+    UT_hash_handle hh;
+};
+
+//             nodes suffice            all ranks FORMED
+//   VACANT -----------------> FORMING -------------------> READY <-------+ undrain
+//     ^                          |                          | | drain    |
+//     |                          |                          | +----> DRAINING
+//     +--------------------------+--------------------------+------------+
+//            fenced: rank lost, hung, faulty; forming failed; operator; empty after drain
+extern const struct sm replica_sm;
+
+// How far a rank is with the two rounds of forming (proto/msg.h).
+enum rank_phase { RANK_LOADING, RANK_PREPARED, RANK_FORMED };
+struct rank_link {
+    enum rank_phase phase;
+    char *shm, *tcp, *verbs; // owned; where its peers reach it in this epoch; NULL before PREPARED
+};
+
+struct replica {
+    uint64_t id, epoch; // epoch 0 = vacant
+    enum coord_replica_state state;
+    uint64_t since_us;
+    struct member **ranks;   // owned array of stages * tensor; NULLs while vacant
+    struct rank_link *links; // owned array, per rank
+    uint32_t prepared_n, formed_n;
+    uint64_t fingerprint;
+    uint32_t max_seqs, max_context, kv_blocks, kv_free, block_tokens, waiting;
+    struct request_list running; // RUNNING
+    struct request_list leaving; // MOVING and CLOSING, oldest CANCEL first
+    uint32_t moving_n;           // of leaving
+    uint32_t suspects;           // placed requests with `suspect`
+    uint32_t fails;              // in a row
+    uint64_t forms, fences;
+    struct timer timer, cancel_timer;
+    char *fault; // owned; NULL = never
+    char suspect[LIMIT_NAME];
+    uint64_t fault_us;
+};
+
+struct coord {
+    struct coord_config cfg;
+    char *model_dir; // owned; cfg.model_dir points here
+    uint32_t ranks_n;
+    uint64_t now_us;
+    uint64_t epoch; // highest ever used
+
+    struct arena arena; // of this step
+    struct coord_action *actions;
+    size_t actions_n, actions_cap;
+    struct timers timers;
+    uint64_t timer_set_us; // as last told to the shell
+    struct timer notice_timer;
+
+    struct conn *conns;             // by id
+    struct member *members_by_name; // LOST ones too
+    struct member *members;         // in order of arrival
+    uint32_t members_n, free_n;     // free_n: FREE
+    struct replica *replicas;       // owned array of cfg.replicas
+    bool place;                     // something changed that placement looks at
+    uint32_t draining_n;            // replicas
+    uint32_t warm_n;                // READY replicas: members of the ring
+    struct ring ring;
+    uint32_t credits, load; // of READY replicas: allowed and placed
+    uint32_t credits_known; // when there were last any
+
+    struct request *requests; // by id
+    struct queue queues[QUEUE_CLASSES];
+    struct request_list retained;
+    uint64_t retained_tokens;
+    uint32_t live_n;   // QUEUED, RUNNING, MOVING
+    uint32_t moving_n; // MOVING
+    struct eta eta;
+    uint32_t max_context; // 0 = not known
+    bool closing;
+    struct waiter *closes;
+    struct coord_stats stats; // the counters of it
+};
+
+#define CONTAINER_OF(p, type, member) ((type *)((char *)(p)-offsetof(type, member)))
+
+// ---- coord.c ----
+struct coord_action *core_emit(struct coord *c, enum coord_action_kind kind);
+void core_send(struct coord *c, uint64_t conn, struct msg msg); // copies the struct, not its arrays
+void core_trace(struct coord *c, enum log_level level, const char *fmt, ...)
+    __attribute__((format(printf, 3, 4)));
+void core_arm(struct coord *c, struct timer *t, enum timer_kind kind, uint64_t due_us);
+void core_disarm(struct coord *c, struct timer *t);
+void waiter_add(struct waiter **list, uint64_t tag);
+void waiters_answer(struct coord *c, struct waiter **list, enum status s, const char *text);
+void waiters_free(struct waiter **list);
+
+// ---- members.c ----
+void members_up(struct coord *c, uint64_t conn, const struct msg *hello);
+void members_down(struct coord *c, uint64_t conn);
+void members_msg(struct coord *c, uint64_t conn, const struct msg *m);
+void members_timer(struct coord *c, struct member *m);
+struct member *members_find(const struct coord *c, const char *name); // NULL = none
+void member_move(struct coord *c, struct member *m, enum coord_node_state to);
+// Back from a replica, or fresh: FREE, unless marked or suspected.
+void member_release(struct coord *c, struct member *m, bool suspect);
+void member_blame(struct coord *c, struct member *m, const char *text);
+void members_free(struct coord *c);
+void member_watch(struct coord *c, struct member *m);              // arm its heartbeat timeout
+bool member_usable(const struct coord *c, const struct member *m); // for a new replica
+
+// ---- replicas.c ----
+enum fence_kind {
+    FENCE_LOST,  // a rank is gone, or hangs
+    FENCE_FAULT, // a rank reported that the replica broke, or broke the protocol
+    FENCE_FORM,  // could not be formed
+    FENCE_ORDER, // an operator wants it
+    FENCE_EMPTY, // drained
+};
+struct fence {
+    enum fence_kind kind;
+    struct member *suspect; // NULL = unknown
+    const char *why;        // "node 2 heartbeat lost"
+};
+void replicas_init(struct coord *c);
+void replicas_free(struct coord *c);
+struct replica *replicas_find(const struct coord *c, uint64_t id); // NULL = none
+void replica_fence(struct coord *c, struct replica *r, const struct fence *f);
+void replica_prepared(struct coord *c, struct member *m, const struct msg_prepared *p);
+void replica_formed(struct coord *c, struct member *m, const struct msg_formed *f);
+void replica_drain(struct coord *c, struct replica *r);
+void replica_undrain(struct coord *c, struct replica *r);
+void replica_timer(struct coord *c, struct replica *r);
+void replica_cancel_timer(struct coord *c, struct replica *r);
+void replica_watch(struct coord *c, struct replica *r); // judge its health
+void replicas_place(struct coord *c);
+static inline uint32_t replica_load(const struct replica *r)
+{
+    return r->running.n + r->leaving.n;
+}
+
+// ---- lifecycle.c ----
+void requests_submit(struct coord *c, const struct coord_submit *s);
+void requests_stop(struct coord *c, uint64_t id, uint32_t kept);
+void requests_attach(struct coord *c, uint64_t id, bool attach);
+void requests_cancel(struct coord *c, uint64_t id);
+void requests_tokens(struct coord *c, struct replica *r, const struct msg_tokens *t);
+void requests_cancelled(struct coord *c, struct replica *r, uint64_t id);
+void requests_wait_timer(struct coord *c, struct request *q);
+void requests_life_timer(struct coord *c, struct request *q);
+void request_end(struct coord *c, struct request *q, enum finish_reason finish, enum status s,
+                 const char *text);
+void request_retain(struct coord *c, struct request *q); // CLOSING whose replica let go -> DONE
+void requests_free(struct coord *c);
+
+// ---- dispatch.c ----
+void request_enqueue(struct coord *c, struct request *q);
+void request_dequeue(struct coord *c, struct request *q);
+void request_unplace(struct coord *c, struct request *q); // off its replica's lists
+void request_leave(struct coord *c, struct request *q, enum coord_request_state to); // + CANCEL
+void dispatch_hand_over(struct coord *c);
+void dispatch_pump(struct coord *c);
+void dispatch_notices(struct coord *c);
+void dispatch_notice(struct coord *c, uint64_t id); // a request just submitted, when it waits
+uint32_t dispatch_eta_ms(const struct coord *c, uint32_t position);
+
+// ---- admin.c ----
+void admin_do(struct coord *c, const struct coord_admin *a);

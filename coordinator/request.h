@@ -1,0 +1,83 @@
+// A request from admission to oblivion: its journal, and which list and replica it is in.
+#pragma once
+
+#include "base/sm.h"
+#include "coordinator/coord.h"
+#include "coordinator/timers.h"
+
+#define uthash_malloc(bytes) mem_alloc(bytes)
+#include <uthash.h>
+
+#include "base/mem.h"
+
+struct replica;
+
+// Which of the three queues a waiting request is in; served in this order.
+enum queue_class {
+    QUEUE_SUSPECT, // replicas died under it more than once: one such request per replica at a time
+    QUEUE_MOVED,   // began elsewhere; ahead of everything new
+    QUEUE_FRESH,
+    QUEUE_CLASSES,
+};
+
+//            credit                     last token, stop, cancel
+//   QUEUED ---------> RUNNING ---------------------------------------------------> DONE -> (freed)
+//     ^ ^               | |  \                                                      ^
+//     | |  replica lost | |   \ stop, cancel: CANCEL sent                           |
+//     | +---------------+ |    +----------------> CLOSING --------------------------+
+//     |                   v drain: CANCEL sent      ^     CANCELLED, last token, or replica lost
+//     +---------------- MOVING ---------------------+  stop, cancel
+//       CANCELLED, or replica lost; last token -> DONE
+//
+//   QUEUED -> DONE: cancelled, stopped, given up. QUEUED -> (freed): deadline passed.
+extern const struct sm request_sm;
+
+struct request {
+    uint64_t id;
+    enum coord_request_state state;
+    struct request *prev, *next; // in the one list that the state names (core.h)
+    uint64_t key;                // for routing
+    uint8_t band;
+    enum queue_class class;  // while QUEUED
+    struct replica *replica; // RUNNING, MOVING, CLOSING; else NULL
+
+    int32_t *prompt; // owned; freed when finished
+    uint32_t prompt_n;
+    int32_t *emitted; // owned
+    uint32_t emitted_n;
+    size_t emitted_cap;
+    uint32_t max_tokens; // 0 = as many as the context takes; set at the first dispatch
+    int32_t stop_ids[MSG_STOP_IDS];
+    uint32_t stop_ids_n;
+    struct sampling sampling;
+
+    struct timer wait;   // QUEUED: deadline of a request that never started
+    struct timer life;   // nobody attached: end of the grace time; DONE: end of retention
+    uint64_t leaving_us; // MOVING, CLOSING: when CANCEL was sent
+    uint32_t attached;
+    uint64_t submitted_us, started_us, first_token_us, last_token_us, done_us, deadline_us;
+    uint32_t position, eta_ms; // as last told
+    uint32_t dispatches, cached_n, pause_us;
+    uint32_t dispatch_index;         // emitted_n at the last dispatch
+    uint32_t strikes_fault, strikes; // replicas that died under it since its last token
+    bool suspect;                    // counted in replica->suspects
+    enum finish_reason finish;
+    enum status status;
+    char *text; // owned; NULL = ""
+    UT_hash_handle hh;
+};
+
+// Copies what the submit borrows. `now_us` is the time of admission.
+struct request *request_create(const struct coord_submit *s, uint64_t now_us);
+void request_destroy(struct request *r);
+void request_move(struct request *r, enum coord_request_state to);
+
+enum journal_verdict { JOURNAL_OK, JOURNAL_DUPLICATE, JOURNAL_GAP };
+// Where a token with this index belongs.
+enum journal_verdict request_judge(const struct request *r, uint32_t index);
+void request_append(struct request *r, int32_t token);
+// The journal, borrowing the request's arrays.
+struct journal request_journal(const struct request *r);
+
+// Routing key: the session, else the first blocks of the prompt, so that equal prefixes meet.
+uint64_t request_key(const struct coord_submit *s);

@@ -1,0 +1,317 @@
+// Read-only views of the core for status, metrics and ctl; and coord_check, which asserts that the
+// core's books agree with each other.
+#include <assert.h>
+#include <stdlib.h>
+#include <string.h>
+#include <utlist.h>
+
+#include "coordinator/core.h"
+
+void coord_stats(const struct coord *c, struct coord_stats *out)
+{
+    *out = c->stats;
+    const struct member *m;
+    DL_FOREACH(c->members, m)
+    {
+        out->nodes += m->conn != 0;
+        out->nodes_usable += m->state == COORD_NODE_FREE || m->state == COORD_NODE_IN_REPLICA;
+    }
+    out->replicas = c->cfg.replicas;
+    out->replicas_ready = c->warm_n;
+    out->credits = c->credits;
+    out->credits_free = c->credits > c->load ? c->credits - c->load : 0;
+    out->queued_moved = c->queues[QUEUE_MOVED].n + c->queues[QUEUE_SUSPECT].n;
+    out->queued = out->queued_moved + c->queues[QUEUE_FRESH].n;
+    out->running = c->live_n - out->queued;
+    out->retained = c->retained.n;
+    out->queued_tokens = c->queues[QUEUE_FRESH].tokens;
+    out->retained_tokens = c->retained_tokens;
+    out->max_context = c->max_context;
+    out->eta_ms = out->credits_free ? 0 : dispatch_eta_ms(c, out->queued + 1);
+    out->closing = c->closing;
+}
+
+void coord_each_node(const struct coord *c, bool (*fn)(void *arg, const struct coord_node_view *),
+                     void *arg)
+{
+    const struct member *m;
+    DL_FOREACH(c->members, m)
+    {
+        struct coord_node_view v = {
+            .name = m->name,
+            .host = m->host,
+            .backend = m->backend,
+            .incarnation = m->incarnation,
+            .conn = m->conn,
+            .pid = m->pid,
+            .state = m->state,
+            .marked = m->mark != MARK_NONE,
+            .replica = m->replica ? m->replica->id : 0,
+            .stage = m->replica ? m->rank / c->cfg.tensor : 0,
+            .tensor = m->replica ? m->rank % c->cfg.tensor : 0,
+            .heartbeat_age_us = c->now_us - m->heartbeat_us,
+            .heartbeat = m->heartbeat,
+            .joins = m->joins,
+            .faults = m->faults,
+            .fault = m->fault ? m->fault : "",
+            .fault_us = m->fault_us,
+        };
+        if (!fn(arg, &v))
+            return;
+    }
+}
+
+static uint32_t oldest_step_ms(const struct coord *c, const struct replica *r)
+{
+    uint32_t oldest = 0;
+    for (uint32_t i = 0; i < c->ranks_n; i++) {
+        const struct member *m = r->ranks[i];
+        if (m && m->heartbeat.epoch == r->epoch && m->heartbeat.step_age_ms > oldest)
+            oldest = m->heartbeat.step_age_ms;
+    }
+    return oldest;
+}
+
+static uint64_t lead_steps(const struct replica *r)
+{
+    return r->ranks[0] ? r->ranks[0]->heartbeat.steps : 0;
+}
+
+void coord_each_replica(const struct coord *c,
+                        bool (*fn)(void *arg, const struct coord_replica_view *), void *arg)
+{
+    const char **names = mem_zalloc(c->ranks_n, sizeof *names);
+    bool more = true;
+    for (uint32_t i = 0; i < c->cfg.replicas && more; i++) {
+        const struct replica *r = &c->replicas[i];
+        for (uint32_t k = 0; k < c->ranks_n; k++)
+            names[k] = r->ranks[k] ? r->ranks[k]->name : NULL;
+        struct coord_replica_view v = {
+            .id = r->id,
+            .epoch = r->epoch,
+            .state = r->state,
+            .state_since_us = r->since_us,
+            .stages = c->cfg.stages,
+            .tensor = c->cfg.tensor,
+            .nodes = names,
+            .prepared_n = r->prepared_n,
+            .formed_n = r->formed_n,
+            .running = replica_load(r),
+            .credits = r->state == COORD_REPLICA_READY ? r->max_seqs : 0,
+            .max_context = r->max_context,
+            .kv_blocks = r->kv_blocks,
+            .kv_free = r->kv_free,
+            .block_tokens = r->block_tokens,
+            .waiting = r->waiting,
+            .step_age_ms = oldest_step_ms(c, r),
+            .steps = lead_steps(r),
+            .fingerprint = r->fingerprint,
+            .forms = r->forms,
+            .fences = r->fences,
+            .retry_at_us = r->state == COORD_REPLICA_VACANT && r->timer.slot ? r->timer.due_us : 0,
+            .fault = r->fault ? r->fault : "",
+            .suspect = r->suspect,
+            .fault_us = r->fault_us,
+        };
+        more = fn(arg, &v);
+    }
+    free(names);
+}
+
+static struct coord_request_view request_view(const struct request *q)
+{
+    return (struct coord_request_view){
+        .id = q->id,
+        .state = q->state,
+        .band = q->band,
+        .replica = q->replica ? q->replica->id : 0,
+        .submitted_us = q->submitted_us,
+        .first_token_us = q->first_token_us,
+        .last_token_us = q->last_token_us,
+        .done_us = q->done_us,
+        .deadline_us = q->deadline_us,
+        .position = q->state == COORD_REQ_QUEUED ? q->position : 0,
+        .attached = q->attached,
+        .dispatches = q->dispatches,
+        .pause_us = q->pause_us,
+        .max_tokens = q->max_tokens,
+        .cached_n = q->cached_n,
+        .finish = q->finish,
+        .status = q->status,
+        .text = q->text ? q->text : "",
+        .prompt = q->prompt,
+        .tokens = q->emitted,
+        .prompt_n = q->prompt_n,
+        .tokens_n = q->emitted_n,
+    };
+}
+
+void coord_each_request(const struct coord *c,
+                        bool (*fn)(void *arg, const struct coord_request_view *), void *arg)
+{
+    const struct request *q, *next;
+    HASH_ITER(hh, c->requests, q, next)
+    {
+        struct coord_request_view v = request_view(q);
+        if (!fn(arg, &v))
+            return;
+    }
+}
+
+bool coord_request_find(const struct coord *c, uint64_t request, struct coord_request_view *out)
+{
+    const struct request *q;
+    HASH_FIND(hh, c->requests, &request, sizeof request, q);
+    if (!q)
+        return false;
+    *out = request_view(q);
+    return true;
+}
+
+// ---- the books ----
+
+static void check_list(const struct request_list *l)
+{
+    uint32_t n = 0;
+    const struct request *q;
+    DL_FOREACH(l->head, q)
+    {
+        assert(q->next || l->head->prev == q);
+        n++;
+    }
+    assert(n == l->n);
+}
+
+static uint32_t check_queues(const struct coord *c)
+{
+    uint32_t total = 0;
+    for (int k = 0; k < QUEUE_CLASSES; k++) {
+        uint32_t n = 0;
+        uint64_t tokens = 0;
+        for (int b = 0; b < QUEUE_BANDS; b++) {
+            check_list(&c->queues[k].bands[b]);
+            const struct request *q;
+            DL_FOREACH(c->queues[k].bands[b].head, q)
+            {
+                assert(q->state == COORD_REQ_QUEUED && (int)q->class == k && q->band == b);
+                assert(!q->replica && q->prompt);
+                assert((q->dispatches == 0) == (k == QUEUE_FRESH));
+                tokens += q->prompt_n;
+                n++;
+            }
+        }
+        assert(n == c->queues[k].n && tokens == c->queues[k].tokens);
+        total += n;
+    }
+    assert(c->queues[QUEUE_FRESH].n <= c->cfg.queue_limit + 1);
+    return total;
+}
+
+static void check_places(const struct replica *r)
+{
+    uint32_t moving = 0, suspects = 0;
+    const struct request *q;
+    check_list(&r->running);
+    check_list(&r->leaving);
+    DL_FOREACH(r->running.head, q)
+    {
+        assert(q->state == COORD_REQ_RUNNING && q->replica == r && q->prompt);
+        assert(q->emitted_n < q->max_tokens);
+        suspects += q->suspect;
+    }
+    DL_FOREACH(r->leaving.head, q)
+    {
+        assert(q->state == COORD_REQ_MOVING || q->state == COORD_REQ_CLOSING);
+        assert(q->replica == r);
+        moving += q->state == COORD_REQ_MOVING;
+        suspects += q->suspect;
+    }
+    assert(moving == r->moving_n && suspects == r->suspects);
+    assert(!r->leaving.n || r->cancel_timer.slot);
+    assert(replica_load(r) <= r->max_seqs); // credits
+}
+
+static void check_ranks(const struct coord *c, const struct replica *r)
+{
+    uint32_t formed = 0, prepared = 0;
+    for (uint32_t i = 0; i < c->ranks_n; i++) {
+        const struct member *m = r->ranks[i];
+        assert((m == NULL) == (r->state == COORD_REPLICA_VACANT));
+        assert(!m || (m->replica == r && m->rank == i && m->conn));
+        formed += r->links[i].phase == RANK_FORMED;
+        prepared += r->links[i].phase != RANK_LOADING;
+    }
+    assert(formed == r->formed_n && prepared == r->prepared_n);
+    assert((r->epoch == 0) == (r->state == COORD_REPLICA_VACANT) && r->epoch <= c->epoch);
+}
+
+// Returns the number of placed requests that the client still waits for.
+static uint32_t check_replicas(const struct coord *c)
+{
+    uint32_t warm = 0, credits = 0, load = 0, moving = 0, draining = 0, live = 0;
+    for (uint32_t i = 0; i < c->cfg.replicas; i++) {
+        const struct replica *r = &c->replicas[i];
+        check_ranks(c, r);
+        check_places(r);
+        bool ready = r->state == COORD_REPLICA_READY;
+        bool serving = ready || r->state == COORD_REPLICA_DRAINING;
+        assert(serving || !replica_load(r));
+        assert(!serving || r->formed_n == c->ranks_n);
+        warm += ready;
+        credits += ready ? r->max_seqs : 0;
+        load += ready ? replica_load(r) : 0;
+        draining += r->state == COORD_REPLICA_DRAINING;
+        moving += r->moving_n;
+        live += r->running.n + r->moving_n;
+    }
+    assert(warm == c->warm_n && credits == c->credits && load == c->load);
+    assert(moving == c->moving_n && draining == c->draining_n);
+    assert(c->ring.n == (size_t)warm * RING_POINTS);
+    return live;
+}
+
+static void check_members(const struct coord *c)
+{
+    uint32_t n = 0, free_n = 0;
+    const struct member *m;
+    DL_FOREACH(c->members, m)
+    {
+        n++;
+        free_n += m->state == COORD_NODE_FREE;
+        bool ranked = m->state == COORD_NODE_IN_REPLICA || m->state == COORD_NODE_DRAINING;
+        assert(ranked == (m->replica != NULL));
+        assert(!m->replica || m->replica->ranks[m->rank] == m);
+        assert((m->conn == 0) == (m->state == COORD_NODE_LOST));
+        assert(!m->drains || m->state == COORD_NODE_DRAINING);
+        assert(m->timer.slot || (m->state == COORD_NODE_LOST && m->mark != MARK_NONE));
+        assert(m->state != COORD_NODE_DRAINED || m->mark == MARK_DRAIN);
+        assert(m->state != COORD_NODE_EJECTED || m->mark == MARK_EJECT);
+        assert(m->state != COORD_NODE_FREE || m->mark == MARK_NONE);
+    }
+    assert(n == c->members_n && n == HASH_COUNT(c->members_by_name) && free_n == c->free_n);
+    assert(n <= LIMIT_NODES);
+}
+
+void coord_check(const struct coord *c)
+{
+    check_members(c);
+    uint32_t queued = check_queues(c);
+    uint32_t placed = check_replicas(c);
+    assert(queued + placed == c->live_n);
+    uint64_t tokens = 0;
+    const struct request *q;
+    check_list(&c->retained);
+    DL_FOREACH(c->retained.head, q)
+    {
+        assert(q->state == COORD_REQ_DONE && q->life.slot && !q->replica && q->finish);
+        tokens += q->emitted_n;
+    }
+    assert(tokens == c->retained_tokens && c->retained.n <= c->cfg.retain_limit);
+    // Every request is in one of those lists: closing ones are the rest.
+    uint32_t closing = 0;
+    for (uint32_t i = 0; i < c->cfg.replicas; i++)
+        closing += c->replicas[i].leaving.n - c->replicas[i].moving_n;
+    assert(HASH_COUNT(c->requests) == c->live_n + closing + c->retained.n);
+    // A free credit and a waiting request do not meet only when the request is a suspect.
+    assert(!(c->queues[QUEUE_FRESH].n || c->queues[QUEUE_MOVED].n) || c->load >= c->credits);
+}
