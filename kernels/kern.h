@@ -275,7 +275,7 @@ struct kern_router_args {
     bool norm;
     float scale;
     struct kern_view logits;  // [n][experts]
-    struct kern_buf *bias;    // f32 [experts] or NULL
+    struct kern_buf *bias;    // f32 [experts] or NULL; sigmoid only
     struct kern_buf *ids;     // out: i32 [>= n * topk]
     struct kern_buf *weights; // out: f32 [>= n * topk]
 };

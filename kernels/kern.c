@@ -1,0 +1,412 @@
+// The seam itself: opens a body, owns buffers and weights, and checks the shape of every op once
+// for all bodies. Nothing here computes. A failed check is a bug of the caller, so it asserts.
+#include "kernels/kern.h"
+
+#include <stdlib.h>
+
+#include "base/mem.h"
+#include "kernels/kern_impl.h"
+
+enum status kern_open(enum kern_backend backend, const struct kern_config *config,
+                      struct kern **kern_out, struct errmsg *err)
+{
+    switch (backend) {
+    case KERN_CPU_REF:
+    case KERN_CPU:
+        return kern_cpu_open(backend, config, kern_out, err);
+    case KERN_CUDA:
+        return errmsg_set(err, STATUS_NO_DEVICE, "backend cuda: this build has no CUDA module");
+    }
+    return errmsg_set(err, STATUS_NO_DEVICE, "backend %d is unknown", (int)backend);
+}
+
+void kern_close(struct kern *k)
+{
+    if (k)
+        k->device->close(k);
+}
+
+const char *kern_describe(const struct kern *k)
+{
+    return k->describe;
+}
+
+enum kern_backend kern_backend(const struct kern *k)
+{
+    return k->backend;
+}
+
+int kern_threads(const struct kern *k)
+{
+    return k->threads;
+}
+
+enum status kern_sync(struct kern *k)
+{
+    return k->device->sync(k);
+}
+
+// ---- memory
+
+enum { BUF_ELEMENTS_MAX_LOG2 = 44 }; // keeps every byte count and offset far from overflow
+
+enum status kern_buf_create(struct kern *k, enum kern_dtype dtype, size_t n,
+                            struct kern_buf **buf_out)
+{
+    if (n >> BUF_ELEMENTS_MAX_LOG2)
+        return STATUS_NO_MEMORY;
+    struct kern_buf *b = mem_zalloc(1, sizeof *b);
+    *b = (struct kern_buf){.k = k, .dtype = dtype, .n = n};
+    enum status s = k->device->buf_alloc(b);
+    if (s != STATUS_OK) {
+        free(b);
+        return s;
+    }
+    *buf_out = b;
+    return STATUS_OK;
+}
+
+enum status kern_buf_wrap(struct kern *k, enum kern_dtype dtype, void *memory, size_t n,
+                          struct kern_buf **buf_out)
+{
+    assert(((uintptr_t)memory & 3) == 0 && !(n >> BUF_ELEMENTS_MAX_LOG2));
+    struct kern_buf *b = mem_zalloc(1, sizeof *b);
+    *b = (struct kern_buf){.k = k, .dtype = dtype, .n = n, .p = memory, .borrowed = true};
+    *buf_out = b;
+    return STATUS_OK;
+}
+
+void kern_buf_destroy(struct kern_buf *b)
+{
+    if (!b)
+        return;
+    if (!b->borrowed)
+        b->k->device->buf_free(b);
+    free(b);
+}
+
+size_t kern_buf_n(const struct kern_buf *b)
+{
+    return b->n;
+}
+
+void *kern_buf_ptr(struct kern_buf *b)
+{
+    return b->p;
+}
+
+static void check_range(const struct kern_buf *b, size_t at, size_t n)
+{
+    assert(at <= b->n && n <= b->n - at);
+}
+
+void kern_upload(struct kern_buf *dst, size_t at, const void *host, size_t n)
+{
+    check_range(dst, at, n);
+    if (n)
+        dst->k->device->upload(dst, at, host, n);
+}
+
+enum status kern_download(void *host, const struct kern_buf *src, size_t at, size_t n)
+{
+    check_range(src, at, n);
+    return n ? src->k->device->download(host, src, at, n) : STATUS_OK;
+}
+
+void kern_zero(struct kern_buf *b, size_t at, size_t n)
+{
+    check_range(b, at, n);
+    if (n)
+        b->k->device->zero(b, at, n);
+}
+
+// ---- weights
+
+enum status kern_weight_create(struct kern *k, const struct kern_weight_args *args,
+                               struct kern_weight **weight_out)
+{
+    assert(args->stack && args->rows && args->cols && args->dtype != KERN_I32);
+    assert(args->kind != KERN_WEIGHT_TABLE || args->stack == 1);
+    size_t matrix, all;
+    if (__builtin_mul_overflow(args->rows, args->cols, &matrix) ||
+        __builtin_mul_overflow(matrix, args->stack, &all) || all >> BUF_ELEMENTS_MAX_LOG2)
+        return STATUS_NO_MEMORY;
+    struct kern_weight *w = mem_zalloc(1, sizeof *w);
+    *w = (struct kern_weight){.k = k, .shape = *args};
+    enum status s = k->device->weight_alloc(w);
+    if (s != STATUS_OK) {
+        free(w);
+        return s;
+    }
+    *weight_out = w;
+    return STATUS_OK;
+}
+
+void kern_weight_destroy(struct kern_weight *w)
+{
+    if (!w)
+        return;
+    w->k->device->weight_free(w);
+    free(w);
+}
+
+size_t kern_weight_bytes(const struct kern_weight *w)
+{
+    return w->bytes;
+}
+
+void kern_weight_fill(struct kern_weight *w, const struct kern_fill_args *args)
+{
+    struct kern_fill_args a = *args;
+    assert(a.s < w->shape.stack && a.row0 <= w->shape.rows && a.rows <= w->shape.rows - a.row0);
+    if (!a.row_stride && !a.col_stride) {
+        a.row_stride = w->shape.cols;
+        a.col_stride = 1;
+    }
+    if (a.rows)
+        w->k->device->weight_fill(w, &a);
+}
+
+// ---- checks of operands
+
+// n rows of `width` elements lie inside the buffer.
+static void check_view(const struct kern *k, const struct kern_view *v, size_t n, size_t width)
+{
+    assert(v->buf && v->buf->k == k && v->buf->dtype == KERN_F32);
+    assert(n == 1 || (v->stride && n - 1 <= v->buf->n / v->stride));
+    size_t span = (n == 1 ? 0 : (n - 1) * v->stride) + width;
+    check_range(v->buf, v->at, span);
+}
+
+static void check_optional(const struct kern *k, const struct kern_view *v, size_t n, size_t width)
+{
+    if (v->buf)
+        check_view(k, v, n, width);
+}
+
+static void check_vector(const struct kern *k, const struct kern_buf *b, enum kern_dtype dtype,
+                         size_t n)
+{
+    assert(b && b->k == k && b->dtype == dtype && b->n >= n);
+}
+
+static void check_matrix(const struct kern *k, const struct kern_weight *w)
+{
+    assert(w && w->k == k && w->shape.kind == KERN_WEIGHT_MATRIX);
+}
+
+static void check_batch(const struct kern *k, const struct kern_batch *b, const struct kern_kv *kv)
+{
+    check_vector(k, b->seq, KERN_I32, b->n);
+    check_vector(k, b->pos, KERN_I32, b->n);
+    check_vector(k, b->tables, KERN_I32, b->seqs * b->table_stride);
+    assert(kv->buf && kv->buf->k == k && kv->buf->dtype == KERN_F32);
+    assert(kv->block_tokens && kv->width);
+    assert(b->keys_max && (b->keys_max - 1) / kv->block_tokens < b->table_stride);
+    size_t elements;
+    assert(!__builtin_mul_overflow(kv->blocks, kv->block_tokens, &elements) &&
+           !__builtin_mul_overflow(elements, kv->width, &elements));
+    check_range(kv->buf, kv->at, elements);
+}
+
+// Width of a row that holds `heads` runs of `dim`, `stride` apart.
+static size_t heads_width(size_t heads, size_t stride, size_t dim)
+{
+    assert(heads && (heads == 1 || stride >= dim));
+    return (heads - 1) * stride + dim;
+}
+
+// ---- ops
+
+void kern_embed(struct kern *k, const struct kern_embed_args *a)
+{
+    if (!a->n)
+        return;
+    assert(a->table && a->table->k == k && a->table->shape.kind == KERN_WEIGHT_TABLE);
+    assert(a->ids && a->ids->k == k && a->ids->dtype == KERN_I32);
+    check_range(a->ids, a->ids_at, a->n);
+    check_view(k, &a->out, a->n, a->table->shape.cols);
+    k->compute->embed(k, a);
+}
+
+void kern_gather_rows(struct kern *k, const struct kern_gather_args *a)
+{
+    if (!a->n)
+        return;
+    assert(a->x_rows);
+    check_view(k, &a->x, a->x_rows, a->dim);
+    check_vector(k, a->rows, KERN_I32, a->n);
+    check_view(k, &a->out, a->n, a->dim);
+    k->compute->gather_rows(k, a);
+}
+
+void kern_rmsnorm(struct kern *k, const struct kern_rmsnorm_args *args)
+{
+    struct kern_rmsnorm_args a = *args;
+    if (!a.n)
+        return;
+    if (!a.heads)
+        a.heads = 1;
+    assert(a.dim);
+    check_view(k, &a.x, a.n, heads_width(a.heads, a.x_head_stride, a.dim));
+    check_view(k, &a.out, a.n, heads_width(a.heads, a.out_head_stride, a.dim));
+    check_vector(k, a.gamma, KERN_F32, a.dim);
+    k->compute->rmsnorm(k, &a);
+}
+
+void kern_linear(struct kern *k, const struct kern_linear_args *a)
+{
+    if (!a->n)
+        return;
+    check_matrix(k, a->w);
+    assert(a->w->shape.stack == 1);
+    check_view(k, &a->x, a->n, a->w->shape.cols);
+    check_view(k, &a->out, a->n, a->w->shape.rows);
+    check_optional(k, &a->add, a->n, a->w->shape.rows);
+    if (a->bias)
+        check_vector(k, a->bias, KERN_F32, a->w->shape.rows);
+    k->compute->linear(k, a);
+}
+
+void kern_linear_heads(struct kern *k, const struct kern_linear_heads_args *a)
+{
+    if (!a->n)
+        return;
+    check_matrix(k, a->w);
+    const struct kern_weight_args *s = &a->w->shape;
+    check_view(k, &a->x, a->n, heads_width(s->stack, a->x_head_stride, s->cols));
+    check_view(k, &a->out, a->n, heads_width(s->stack, a->out_head_stride, s->rows));
+    k->compute->linear_heads(k, a);
+}
+
+void kern_add(struct kern *k, const struct kern_add_args *a)
+{
+    if (!a->n)
+        return;
+    check_view(k, &a->a, a->n, a->dim);
+    check_view(k, &a->b, a->n, a->dim);
+    check_view(k, &a->out, a->n, a->dim);
+    k->compute->add(k, a);
+}
+
+void kern_silu_mul(struct kern *k, const struct kern_silu_mul_args *a)
+{
+    if (!a->n)
+        return;
+    check_view(k, &a->gate, a->n, a->dim);
+    check_view(k, &a->up, a->n, a->dim);
+    check_view(k, &a->out, a->n, a->dim);
+    k->compute->silu_mul(k, a);
+}
+
+void kern_rope(struct kern *k, const struct kern_rope_args *a)
+{
+    if (!a->n)
+        return;
+    assert(a->dim && a->dim % 2 == 0 && a->positions);
+    assert(a->positions <= ((size_t)1 << BUF_ELEMENTS_MAX_LOG2) / a->dim);
+    check_view(k, &a->x, a->n, heads_width(a->heads, a->head_stride, a->dim));
+    check_vector(k, a->table, KERN_F32, a->positions * a->dim);
+    check_vector(k, a->pos, KERN_I32, a->n);
+    k->compute->rope(k, a);
+}
+
+void kern_kv_write(struct kern *k, const struct kern_kv_write_args *a)
+{
+    if (!a->batch->n)
+        return;
+    assert(a->a_dim + a->b_dim == a->kv.width);
+    check_batch(k, a->batch, &a->kv);
+    check_view(k, &a->a, a->batch->n, a->a_dim);
+    check_view(k, &a->b, a->batch->n, a->b_dim);
+    k->compute->kv_write(k, a);
+}
+
+void kern_attn_mla(struct kern *k, const struct kern_attn_mla_args *a)
+{
+    size_t n = a->batch->n;
+    if (!n)
+        return;
+    assert(a->kv.width == a->kv_lora + a->rope_dim && a->kv_lora && a->rope_dim);
+    check_batch(k, a->batch, &a->kv);
+    check_view(k, &a->q_latent, n, heads_width(a->heads, a->q_latent_head_stride, a->kv_lora));
+    check_view(k, &a->q_rope, n, heads_width(a->heads, a->q_rope_head_stride, a->rope_dim));
+    check_view(k, &a->out, n, a->heads * a->kv_lora);
+    k->compute->attn_mla(k, a);
+}
+
+void kern_attn_gqa(struct kern *k, const struct kern_attn_gqa_args *a)
+{
+    size_t n = a->batch->n;
+    if (!n)
+        return;
+    assert(a->kv_heads && a->head_dim && a->heads && a->heads % a->kv_heads == 0);
+    assert(a->kv.width == 2 * a->kv_heads * a->head_dim);
+    check_batch(k, a->batch, &a->kv);
+    check_view(k, &a->q, n, a->heads * a->head_dim);
+    check_view(k, &a->out, n, a->heads * a->head_dim);
+    k->compute->attn_gqa(k, a);
+}
+
+void kern_router(struct kern *k, const struct kern_router_args *args)
+{
+    struct kern_router_args a = *args;
+    if (!a.n)
+        return;
+    if (!a.groups)
+        a.groups = 1;
+    assert(a.topk && a.topk <= KERN_TOPK_MAX && a.topk <= a.experts &&
+           a.experts <= KERN_EXPERTS_MAX);
+    assert(a.experts % a.groups == 0);
+    assert(a.groups == 1 || (a.topk_groups && a.topk_groups <= a.groups));
+    check_view(k, &a.logits, a.n, a.experts);
+    assert(!a.bias || a.kind == KERN_ROUTER_SIGMOID);
+    if (a.bias)
+        check_vector(k, a.bias, KERN_F32, a.experts);
+    check_vector(k, a.ids, KERN_I32, a.n * a.topk);
+    check_vector(k, a.weights, KERN_F32, a.n * a.topk);
+    k->compute->router(k, &a);
+}
+
+void kern_moe_gate_up(struct kern *k, const struct kern_moe_gate_up_args *a)
+{
+    if (!a->n)
+        return;
+    check_matrix(k, a->gate);
+    check_matrix(k, a->up);
+    const struct kern_weight_args *g = &a->gate->shape, *u = &a->up->shape;
+    assert(g->stack == u->stack && g->rows == u->rows && g->cols == u->cols);
+    assert(g->dtype == u->dtype && a->topk && a->topk <= g->stack);
+    assert(a->topk <= KERN_TOPK_MAX && g->stack <= KERN_EXPERTS_MAX);
+    check_view(k, &a->x, a->n, g->cols);
+    check_vector(k, a->ids, KERN_I32, a->n * a->topk);
+    check_view(k, &a->out, a->n * a->topk, g->rows);
+    k->compute->moe_gate_up(k, a);
+}
+
+void kern_moe_down(struct kern *k, const struct kern_moe_down_args *a)
+{
+    if (!a->n)
+        return;
+    check_matrix(k, a->down);
+    const struct kern_weight_args *d = &a->down->shape;
+    assert(a->topk && a->topk <= d->stack);
+    assert(a->topk <= KERN_TOPK_MAX && d->stack <= KERN_EXPERTS_MAX);
+    check_view(k, &a->h, a->n * a->topk, d->cols);
+    check_vector(k, a->ids, KERN_I32, a->n * a->topk);
+    check_vector(k, a->weights, KERN_F32, a->n * a->topk);
+    check_optional(k, &a->shared, a->n, d->rows);
+    check_optional(k, &a->residual, a->n, d->rows);
+    check_view(k, &a->out, a->n, d->rows);
+    k->compute->moe_down(k, a);
+}
+
+void kern_argmax(struct kern *k, const struct kern_argmax_args *a)
+{
+    if (!a->n)
+        return;
+    assert(a->dim && a->dim <= INT32_MAX);
+    check_view(k, &a->x, a->n, a->dim);
+    check_vector(k, a->out, KERN_I32, a->n);
+    k->compute->argmax(k, a);
+}

@@ -1,0 +1,82 @@
+// What a body of kern implements; seen by kernels/ only. kern.c checks arguments, then calls these
+// tables, so a body may take every shape for granted. Operands that are absent have buf NULL.
+#pragma once
+
+#include <assert.h>
+
+#include "kernels/kern.h"
+
+struct kern_buf {
+    struct kern *k;
+    enum kern_dtype dtype;
+    size_t n;
+    void *p;       // device address
+    bool borrowed; // kern_buf_wrap
+};
+
+struct kern_weight {
+    struct kern *k;
+    struct kern_weight_args shape;
+    void *p;            // device address, in the body's packing
+    size_t stack_bytes; // distance of two matrices of the stack
+    size_t bytes;
+};
+
+// One member per op, in the order of kern.h.
+struct kern_compute {
+    void (*embed)(struct kern *, const struct kern_embed_args *);
+    void (*gather_rows)(struct kern *, const struct kern_gather_args *);
+    void (*rmsnorm)(struct kern *, const struct kern_rmsnorm_args *);
+    void (*linear)(struct kern *, const struct kern_linear_args *);
+    void (*linear_heads)(struct kern *, const struct kern_linear_heads_args *);
+    void (*add)(struct kern *, const struct kern_add_args *);
+    void (*silu_mul)(struct kern *, const struct kern_silu_mul_args *);
+    void (*rope)(struct kern *, const struct kern_rope_args *);
+    void (*kv_write)(struct kern *, const struct kern_kv_write_args *);
+    void (*attn_mla)(struct kern *, const struct kern_attn_mla_args *);
+    void (*attn_gqa)(struct kern *, const struct kern_attn_gqa_args *);
+    void (*router)(struct kern *, const struct kern_router_args *);
+    void (*moe_gate_up)(struct kern *, const struct kern_moe_gate_up_args *);
+    void (*moe_down)(struct kern *, const struct kern_moe_down_args *);
+    void (*argmax)(struct kern *, const struct kern_argmax_args *);
+};
+
+struct kern_device {
+    void (*close)(struct kern *); // frees the kern itself
+    enum status (*sync)(struct kern *);
+    enum status (*buf_alloc)(struct kern_buf *); // sets p from dtype and n, zeroed
+    void (*buf_free)(struct kern_buf *);
+    void (*upload)(struct kern_buf *, size_t at, const void *host, size_t n);
+    enum status (*download)(void *host, const struct kern_buf *, size_t at, size_t n);
+    void (*zero)(struct kern_buf *, size_t at, size_t n);
+    enum status (*weight_alloc)(struct kern_weight *); // sets p, stack_bytes, bytes; zeroed
+    void (*weight_free)(struct kern_weight *);
+    void (*weight_fill)(struct kern_weight *, const struct kern_fill_args *); // strides set
+};
+
+// First member of every body's own struct.
+struct kern {
+    enum kern_backend backend;
+    const struct kern_device *device;
+    const struct kern_compute *compute;
+    int threads;
+    char describe[64];
+};
+
+static inline size_t kern_dtype_bytes(enum kern_dtype d)
+{
+    return d == KERN_F32 || d == KERN_I32 ? 4 : 2;
+}
+
+// Row i of a view; only for bodies whose buffers are plain memory.
+static inline float *kern_row(const struct kern_view *v, size_t i)
+{
+    return (float *)v->buf->p + v->at + i * v->stride;
+}
+static inline const int32_t *kern_i32(const struct kern_buf *b)
+{
+    return b->p;
+}
+
+enum status kern_cpu_open(enum kern_backend backend, const struct kern_config *config,
+                          struct kern **kern_out, struct errmsg *err);
