@@ -6,6 +6,7 @@
 #include <utf8proc.h>
 
 #include "base/mem.h"
+#include "text/unichar.h"
 
 struct added_node {
     int32_t child, sibling;          // 0: none
@@ -71,21 +72,6 @@ static const struct added_token *longest(const struct added_set *s, const char *
     return best;
 }
 
-static int32_t char_at(const char *s, size_t n)
-{
-    utf8proc_int32_t c = -1;
-    (void)utf8proc_iterate((const utf8proc_uint8_t *)s, (utf8proc_ssize_t)n, &c);
-    return c;
-}
-
-static size_t char_before(const char *text, size_t at)
-{
-    do
-        at--;
-    while (((unsigned char)text[at] & 0xC0) == 0x80);
-    return at;
-}
-
 // \w of Rust's regex crate, without the few letters of category So and the joiners.
 static bool is_word(int32_t c)
 {
@@ -107,40 +93,22 @@ static bool is_word(int32_t c)
     }
 }
 
-static bool is_space(int32_t c)
-{
-    switch (c) {
-    case 0x20:
-    case 0x85:
-    case 0xA0:
-    case 0x1680:
-    case 0x2028:
-    case 0x2029:
-    case 0x202F:
-    case 0x205F:
-    case 0x3000:
-        return true;
-    default:
-        return (c >= 9 && c <= 13) || (c >= 0x2000 && c <= 0x200A);
-    }
-}
-
 // The token at [from, to) must not touch a letter of a word.
 static bool stands_alone(const struct added_iter *it, size_t from, size_t to)
 {
     if (from > it->from) {
-        size_t before = char_before(it->text, from);
-        if (is_word(char_at(it->text + before, from - before)))
+        size_t before = unichar_before(it->text, from);
+        if (is_word(unichar_at(it->text + before, from - before)))
             return false;
     }
-    return to == it->to || !is_word(char_at(it->text + to, it->to - to));
+    return to == it->to || !is_word(unichar_at(it->text + to, it->to - to));
 }
 
 static size_t strip_left(const struct added_iter *it, size_t from)
 {
     while (from > it->given) {
-        size_t before = char_before(it->text, from);
-        if (!is_space(char_at(it->text + before, from - before)))
+        size_t before = unichar_before(it->text, from);
+        if (!unichar_is_space(unichar_at(it->text + before, from - before)))
             break;
         from = before;
     }
@@ -149,7 +117,7 @@ static size_t strip_left(const struct added_iter *it, size_t from)
 
 static size_t strip_right(const struct added_iter *it, size_t to)
 {
-    while (to < it->to && is_space(char_at(it->text + to, it->to - to)))
+    while (to < it->to && unichar_is_space(unichar_at(it->text + to, it->to - to)))
         to += (size_t)utf8proc_utf8class[(unsigned char)it->text[to]];
     return to;
 }

@@ -9,21 +9,23 @@
 #include "base/strbuf.h"
 
 struct reasoning {
-    enum {
-        REASONING_START,   // nothing but blanks and a part of <think> so far
+    enum reasoning_state {
+        REASONING_START,   // blanks and a part of <think> so far
         REASONING_OPENED,  // inside, nothing but newlines so far
         REASONING_INSIDE,  // thoughts
         REASONING_CLOSED,  // after </think>, nothing but newlines so far
         REASONING_CONTENT, // content to the end
     } state;
     bool opened_by_prompt;
-    size_t held_n;      // bytes that may still be part of a tag, or blanks before it
-    struct strbuf held; // owned
+    unsigned char tag_n;    // bytes of the awaited tag seen
+    unsigned char blanks_n; // START: blanks before it
+    char blanks[32];
+    size_t newlines_n; // INSIDE: newlines before it
 };
 
 // opened_by_prompt: the prompt ended with <think> (chat_template_opens_think).
 void reasoning_init(struct reasoning *r, bool opened_by_prompt);
-void reasoning_finish(struct reasoning *r);
+void reasoning_finish(struct reasoning *r); // drops what is held back
 // Appends what became certain; either buffer may stay unchanged.
 void reasoning_push(struct reasoning *r, const char *text, size_t n, struct strbuf *thoughts,
                     struct strbuf *content);
