@@ -12,7 +12,9 @@ struct command {
 
 static const struct command commands[] = {
     {"tokenize", cmd_tokenize, "texts to token ids and back"},
+    {"up", cmd_up, "a whole cluster on this host"},
     {"load", cmd_load, "load, faults and percentiles; checks every answer"},
+    {"logits", cmd_logits, "logits of a row of token ids, in any layout"},
     {NULL, NULL, NULL},
 };
 
