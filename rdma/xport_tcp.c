@@ -48,6 +48,10 @@ static struct tcp_link *tcp_of(struct xlink *l)
 static enum status resolve(const char *host, const char *port, struct sockaddr_storage *sa_out,
                            socklen_t *n_out, struct errmsg *e)
 {
+    char *end;
+    unsigned long number = strtoul(port, &end, 10); // getaddrinfo takes it modulo 2^16
+    if (*port < '0' || *port > '9' || *end || number > 65535)
+        return errmsg_set(e, STATUS_BAD_CONFIG, "xport tcp: '%.16s' is no port", port);
     struct addrinfo hints = {.ai_flags = AI_NUMERICHOST | AI_NUMERICSERV | AI_PASSIVE,
                              .ai_socktype = SOCK_STREAM};
     struct addrinfo *ai;
