@@ -12,3 +12,4 @@ int cmd_tokenize(int argc, char **argv); // tokenize.c
 int cmd_load(int argc, char **argv);     // load.c
 int cmd_logits(int argc, char **argv);   // logits.c
 int cmd_up(int argc, char **argv);       // up.c
+int cmd_eval(int argc, char **argv);     // eval.c

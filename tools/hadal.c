@@ -15,6 +15,7 @@ static const struct command commands[] = {
     {"up", cmd_up, "a whole cluster on this host"},
     {"load", cmd_load, "load, faults and percentiles; checks every answer"},
     {"logits", cmd_logits, "logits of a row of token ids, in any layout"},
+    {"eval", cmd_eval, "accuracy and perplexity on a suite of questions"},
     {NULL, NULL, NULL},
 };
 
