@@ -1,0 +1,24 @@
+// What `hadal up` asks its coordinator all the time, without ever waiting for it: is the cluster
+// ready, and which nodes does it call lost or stuck. Each question is asked again some time after
+// its answer, or after its time limit.
+#pragma once
+
+#include <jansson.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+struct up_watch;
+
+struct up_watch_handler {
+    void (*ready)(void *user, bool ready);
+    void (*nodes)(void *user, json_t *nodes); // array, borrowed
+    void (*silent)(void *user, int64_t ms);   // no answer of any kind for so long
+    void *user;
+};
+
+struct up_watch *up_watch_open(const char *url, const struct up_watch_handler *h);
+void up_watch_close(struct up_watch *w); // NULL is fine
+// Waits for at most timeout_ms, or until `fd` is readable; handles what was answered, asks anew.
+void up_watch_turn(struct up_watch *w, int fd, int timeout_ms);
+// The coordinator was just started: silence counts from now.
+void up_watch_restarted(struct up_watch *w);
