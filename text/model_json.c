@@ -30,7 +30,8 @@ static enum status open_checked(const char *path, FILE **out, struct errmsg *err
     return STATUS_OK;
 }
 
-enum status model_json_load(const char *dir, const char *name, json_t **out, struct errmsg *err)
+enum status model_json_load(const char *dir, const char *name, size_t flags, json_t **out,
+                            struct errmsg *err)
 {
     char path[1200];
     FILE *f = NULL;
@@ -40,7 +41,7 @@ enum status model_json_load(const char *dir, const char *name, json_t **out, str
     if (s)
         return s;
     json_error_t e;
-    json_t *j = json_loadf(f, JSON_REJECT_DUPLICATES | JSON_ALLOW_NUL, &e);
+    json_t *j = json_loadf(f, flags | JSON_REJECT_DUPLICATES | JSON_ALLOW_NUL, &e);
     fclose(f);
     if (!j)
         return errmsg_set(err, STATUS_BAD_FILE, "%s: line %d: %s", path, e.line, e.text);

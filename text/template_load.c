@@ -241,7 +241,8 @@ static enum status load(struct chat_template *t, const char *dir, const json_t *
 enum status chat_template_open(const char *dir, struct chat_template **out, struct errmsg *err)
 {
     json_t *config;
-    enum status s = model_json_load(dir, "tokenizer_config.json", &config, err);
+    enum status s =
+        model_json_load(dir, "tokenizer_config.json", JSON_DECODE_INT_AS_REAL, &config, err);
     if (s)
         return s == STATUS_NOT_FOUND ? STATUS_BAD_MODEL : s;
     struct chat_template *t = mem_zalloc(1, sizeof *t);

@@ -261,7 +261,7 @@ static enum status load_generation(struct load *l)
 {
     json_t *g, *v;
     size_t i;
-    enum status s = model_json_load(l->dir, "generation_config.json", &g, l->err);
+    enum status s = model_json_load(l->dir, "generation_config.json", 0, &g, l->err);
     if (s)
         return s == STATUS_NOT_FOUND ? STATUS_OK : s;
     json_t *eos = json_object_get(g, "eos_token_id");
@@ -305,10 +305,10 @@ enum status tokenizer_open(const char *dir, struct tokenizer **out, struct errms
     struct load l = {.dir = dir, .err = err};
     json_t *file = NULL, *config = NULL;
     snprintf(l.name, sizeof l.name, "%s/tokenizer.json", dir);
-    enum status s = model_json_load(dir, "tokenizer.json", &file, err);
+    enum status s = model_json_load(dir, "tokenizer.json", 0, &file, err);
     if (s)
         return s == STATUS_NOT_FOUND ? STATUS_BAD_MODEL : s;
-    s = model_json_load(dir, "tokenizer_config.json", &config, err);
+    s = model_json_load(dir, "tokenizer_config.json", JSON_DECODE_INT_AS_REAL, &config, err);
     if (s && s != STATUS_NOT_FOUND)
         goto drop_file;
     l.t = mem_zalloc(1, sizeof *l.t);

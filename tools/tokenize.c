@@ -17,13 +17,34 @@ struct tokenize {
     size_t line_i, failed;
 };
 
+// Text as JSON. The three line ends outside ASCII are escaped: readers that split their input into
+// lines by Unicode's rules (Python's splitlines) would break the object there.
+static void print_text(struct strbuf *out, const char *s, size_t n)
+{
+    static const char *const ends[][2] = {
+        {"\xC2\x85", "\\u0085"}, {"\xE2\x80\xA8", "\\u2028"}, {"\xE2\x80\xA9", "\\u2029"}};
+    struct strbuf json = {0};
+    strbuf_json(&json, s, n);
+    for (size_t i = 0; i < json.n;) {
+        size_t e = 0;
+        while (e < 3 && strncmp(json.v + i, ends[e][0], strlen(ends[e][0])))
+            e++;
+        if (e < 3)
+            strbuf_puts(out, ends[e][1]);
+        else
+            strbuf_add(out, json.v + i, 1);
+        i += e < 3 ? strlen(ends[e][0]) : 1;
+    }
+    strbuf_finish(&json);
+}
+
 static void print_ids(struct tokenize *k)
 {
     strbuf_puts(&k->line, "{\"ids\":[");
     for (size_t i = 0; i < k->ids.n; i++)
         strbuf_printf(&k->line, i ? ",%d" : "%d", k->ids.v[i]);
     strbuf_puts(&k->line, "],\"decoded\":");
-    strbuf_json(&k->line, k->decoded.v ? k->decoded.v : "", k->decoded.n);
+    print_text(&k->line, k->decoded.v, k->decoded.n);
     strbuf_puts(&k->line, "}\n");
 }
 
