@@ -155,7 +155,7 @@ static const struct comm_body xcomm_body = {xcomm_all_gather, xcomm_wake, xcomm_
 
 static int find_own(const struct lane_hub *h, const struct comm_xport_config *config)
 {
-    for (uint32_t i = 0; i < config->n; i++)
+    for (uint32_t i = 0; i < config->n && config->n <= LIMIT_TENSOR; i++)
         if (config->ranks[i] == lane_hub_rank(h))
             return (int)i;
     return -1;
@@ -165,7 +165,7 @@ enum status comm_create_xport(struct lane_hub *h, const struct comm_xport_config
                               struct comm **comm_out, struct errmsg *e)
 {
     int rank = find_own(h, config);
-    if (config->n == 0 || config->n > LIMIT_TENSOR || rank < 0 || config->area_bytes % 64)
+    if (rank < 0 || config->area_bytes % 64)
         return errmsg_set(e, STATUS_BAD_CONFIG,
                           "comm: rank %u is not among the %u of its stage, or a bad area of %zu",
                           lane_hub_rank(h), config->n, config->area_bytes);

@@ -489,7 +489,13 @@ enum status lane_hub_connect(struct lane_hub *h, const char *const *addresses, u
     h->connecting = true;
     enum status s = link_up(h, timeout_ms, e);
     h->connecting = false;
-    for (uint32_t r = 0; r < h->group.ranks; r++)
+    for (uint32_t r = 0; r < h->group.ranks; r++) {
         h->peers[r].address = NULL;
+        if (h->peers[r].link && !h->peers[r].ready) { // given up
+            xlink_close(h->peers[r].link);
+            h->peers[r].link = NULL;
+            h->peers[r].up = false;
+        }
+    }
     return s;
 }
