@@ -40,9 +40,8 @@ uint32_t batch_context(const struct batch *b);
 // Sequences computed at once: max_seqs, less where max_rows is smaller.
 uint32_t batch_slots(const struct batch *b);
 
-// OK: taken. EXISTS: this request is here already. Else refused: BAD_REQUEST, TOO_LARGE (prompt
-// fills the context), FULL (twice batch_slots are here), or DEADLINE when the journal's emitted
-// tokens already fill the context: nothing is left to sample. *e says why.
+// OK: taken. EXISTS: this request is here already. Else refused, *e says why: BAD_REQUEST, FULL
+// (twice batch_slots are here), TOO_LARGE: prompt + emitted leave no room for a token.
 enum status batch_add(struct batch *b, const struct journal *j, struct errmsg *e);
 // OK: gone at once. PENDING: its step is under way; batch_step.cancelled will name it.
 // NOT_FOUND.

@@ -23,8 +23,8 @@ struct mock_config {
     uint32_t pipeline;        // plans under way; 0 = the number of stages
     uint32_t layers;          // reported as progress
     uint64_t fingerprint;     // of the "model"
-    uint64_t form_us;         // loading and linking up, once all ranks have come
-    uint64_t form_timeout_us; // ranks that have not come by then: LINK_TIMEOUT
+    uint64_t form_us;         // loading, until ENGINE_PREPARED
+    uint64_t link_timeout_us; // ranks that have not called link by then: LINK_TIMEOUT
     uint64_t step_us, row_us; // time of one stage for a plan: step_us + rows * row_us
     uint64_t detect_us;       // until a dead peer or cut link is noticed
 };

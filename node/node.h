@@ -14,21 +14,22 @@
 //
 //            FORM                 engine formed
 //   IDLE ----------> FORMING ----------------------> READY
-//    ^                |    |  ^                       |  |
-//    |   engine failed|    |  | FORM, higher epoch    |  | engine fault, form timeout,
-//    +----------------+    |  +----------+------------+  | coordinator lost (lead)
-//    |                     v             |               v
-//    +------------------- VOID ----------+-------------- VOID
-//          DISSOLVE
+//    ^                |  ^                             |
+//    |  form failed,  |  | FORM of a higher epoch,     | engine fault,
+//    |  DISSOLVE      |  | from any state              | coordinator lost (lead)
+//    +----------------+  +-----------------------------+
+//    |                                                 v
+//    +------------------------------------------------ VOID
+//                       DISSOLVE
 //
-//  * FORMING takes two rounds (proto/msg.h): FORM -> engine form -> ENGINE_PREPARED -> send
-//  PREPARED;
-//    LINK (members_n must be stages * tensor, else FORMED with BAD_REQUEST) -> engine link ->
-//    ENGINE_FORMED -> send FORMED.
+//  * FORMING takes two rounds (proto/msg.h): FORM -> engine form -> ENGINE_PREPARED -> PREPARED
+//    sent; LINK -> engine link -> ENGINE_FORMED -> FORMED sent. A LINK whose members are not as
+//    many as the ranks, an engine that fails or takes longer than form_timeout_us: FORMED with a
+//    status < 0, back to IDLE. COORD_DOWN: VOID.
 //  * An epoch is one number over all replicas of a cluster, and it grows. A FORM of a higher epoch
 //    replaces whatever the node is in. A FORM that is not higher than any seen is answered by
-//    FORMED with STALE_EPOCH; every other message of another (replica, epoch) than the current is
-//    dropped and counted.
+//    FORMED with STALE_EPOCH (a repeated FORM of the current one is only counted); every other
+//    message of another (replica, epoch) than the current is dropped and counted.
 //  * VOID: still names its replica in heartbeats, but does no work and accepts none; only FORM and
 //    DISSOLVE lead out. After a fault the engine is dissolved; after COORD_DOWN it stays linked up
 //    (the coordinator forms anew after the next HELLO, and the shard stays loaded either way).
@@ -129,7 +130,7 @@ void node_check(const struct node *n);
 struct node_counters {
     uint64_t stale_epoch; // messages and engine events of another epoch, dropped
     uint64_t unexpected;  // right epoch, wrong state or rank, or an unknown kind: dropped
-    uint64_t duplicate;   // DISPATCH of a request that is here already
+    uint64_t duplicate;   // FORM or DISPATCH of what is here already
     uint64_t refused;     // DISPATCH answered with a finish and no token
     uint64_t steps, tokens, preemptions;
     uint64_t prefix_tokens; // prompt and journal tokens found in the KV cache

@@ -1,0 +1,20 @@
+// The mock engine's computing half: sequence slots and a KV cache of rolling hashes. Checks each
+// plan before it computes it. Lead only.
+#pragma once
+
+#include "node/engine_mock.h"
+
+struct mock_cache;
+
+struct mock_cache *mock_cache_create(const struct mock_config *config);
+void mock_cache_destroy(struct mock_cache *c); // NULL is fine
+
+// Computes the plan; samples has room for plan->entries_n. INTERNAL: nonsense, *e says what; the
+// cache is unusable then.
+enum status mock_cache_step(struct mock_cache *c, const struct step_plan *plan,
+                            struct step_sample *samples, uint32_t *samples_n_out, struct errmsg *e);
+// Steps up to this id have returned: what they wrote may be shared from now on.
+void mock_cache_returned(struct mock_cache *c, uint64_t step);
+
+uint64_t mock_hash_next(uint64_t hash, int32_t token);
+int32_t mock_hash_token(uint64_t hash, uint32_t vocab);
