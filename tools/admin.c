@@ -1,6 +1,7 @@
 // Asks the coordinator for its state and gives it orders, over HTTP.
 #include "tools/admin.h"
 
+#include "base/mem.h"
 #include "base/strbuf.h"
 #include "tools/http.h"
 
@@ -63,4 +64,18 @@ json_t *admin_list(json_t *reply, const char *kind)
 {
     json_t *list = json_is_array(reply) ? reply : json_object_get(reply, kind);
     return json_is_array(list) ? list : NULL;
+}
+
+char *admin_first_model(const char *url, struct errmsg *err)
+{
+    json_t *reply;
+    if (admin_get(url, "/v1/models", &reply, err) != STATUS_OK)
+        return NULL;
+    const json_t *first = json_array_get(json_object_get(reply, "data"), 0);
+    const char *name = json_string_value(json_object_get(first, "id"));
+    char *copy = name ? mem_strdup(name) : NULL;
+    if (!copy)
+        errmsg_set(err, STATUS_LINK_PROTOCOL, "%s/v1/models names no model", url);
+    json_decref(reply);
+    return copy;
 }

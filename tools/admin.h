@@ -20,3 +20,6 @@ enum status admin_post(const char *url, const struct admin_order *order, json_t 
 
 // The array in a reply: {"nodes": [...]}. NULL when it has none.
 json_t *admin_list(json_t *reply, const char *kind);
+
+// Name of the first model that /v1/models offers; the caller frees it. NULL with a text in *err.
+char *admin_first_model(const char *url, struct errmsg *err);

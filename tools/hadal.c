@@ -13,9 +13,12 @@ struct command {
 static const struct command commands[] = {
     {"tokenize", cmd_tokenize, "texts to token ids and back"},
     {"up", cmd_up, "a whole cluster on this host"},
+    {"chat", cmd_chat, "ask the model, watch the answer come"},
+    {"ctl", cmd_ctl, "state of a cluster, and orders to it"},
     {"load", cmd_load, "load, faults and percentiles; checks every answer"},
     {"logits", cmd_logits, "logits of a row of token ids, in any layout"},
     {"eval", cmd_eval, "accuracy and perplexity on a suite of questions"},
+    {"bench", cmd_bench, "figures of this machine, each beside its limit"},
     {NULL, NULL, NULL},
 };
 

@@ -82,21 +82,6 @@ static int fail(const struct errmsg *err)
     return CMD_FAILED;
 }
 
-// Name of the first model the server offers; the caller frees it.
-static char *first_model(const char *url, struct errmsg *err)
-{
-    json_t *reply;
-    if (admin_get(url, "/v1/models", &reply, err) != STATUS_OK)
-        return NULL;
-    const json_t *first = json_array_get(json_object_get(reply, "data"), 0);
-    const char *name = json_string_value(json_object_get(first, "id"));
-    char *copy = name ? mem_strdup(name) : NULL;
-    if (!copy)
-        errmsg_set(err, STATUS_LINK_PROTOCOL, "%s/v1/models names no model", url);
-    json_decref(reply);
-    return copy;
-}
-
 static enum status read_script(const struct options *o, struct load_script *script,
                                struct errmsg *err)
 {
@@ -227,7 +212,7 @@ int cmd_load(int argc, char **argv)
     signal(SIGPIPE, SIG_IGN);
     if (read_script(&o, script, &err) != STATUS_OK)
         rc = fail(&err);
-    else if (!o.model && !(o.model = model = first_model(o.url, &err)))
+    else if (!o.model && !(o.model = model = admin_first_model(o.url, &err)))
         rc = fail(&err);
     else if (load_prompts_make(&prompts,
                                &(struct load_prompt_args){.model = o.model,

@@ -1,0 +1,307 @@
+// hadal ctl: shows the state of a cluster and gives it orders, through the coordinator's HTTP
+// endpoints.
+#include <poll.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <termios.h>
+#include <unistd.h>
+
+#include "base/strbuf.h"
+#include "tools/admin.h"
+#include "tools/cmd.h"
+#include "tools/cmdline.h"
+#include "tools/ctl_table.h"
+#include "tools/http.h"
+
+static const struct ctl_column status_rows[] = {
+    {"model", "model", CTL_PLAIN},
+    {"ready", "ready", CTL_PLAIN},
+    {"up since", "uptime_ms", CTL_MS},
+    {"nodes", "nodes", CTL_PLAIN},
+    {"  usable", "nodes_usable", CTL_PLAIN},
+    {"replicas", "replicas", CTL_PLAIN},
+    {"  ready", "replicas_ready", CTL_PLAIN},
+    {"running", "running", CTL_PLAIN},
+    {"queued", "queued", CTL_PLAIN},
+    {"free places", "credits_free", CTL_PLAIN},
+    {"wait now", "eta_ms", CTL_MS},
+    {"requests", "submitted", CTL_PLAIN},
+    {"tokens", "tokens", CTL_PLAIN},
+    {"moved", "moves", CTL_PLAIN},
+    {"fences", "fences", CTL_PLAIN},
+    {NULL, NULL, CTL_PLAIN},
+};
+static const struct ctl_column node_columns[] = {
+    {"NODE", "name", CTL_PLAIN},          {"STATE", "state", CTL_PLAIN},
+    {"REPLICA", "replica", CTL_PLAIN},    {"STAGE", "stage", CTL_PLAIN},
+    {"TENSOR", "tensor", CTL_PLAIN},      {"PID", "pid", CTL_PLAIN},
+    {"HOST", "host", CTL_PLAIN},          {"BACKEND", "backend", CTL_PLAIN},
+    {"BEAT", "heartbeat_age_ms", CTL_MS}, {"STEP", "step_age_ms", CTL_MS},
+    {"MEMORY", "rss_bytes", CTL_BYTES},   {"FAULTS", "faults", CTL_PLAIN},
+    {"LAST FAULT", "fault", CTL_PLAIN},   {NULL, NULL, CTL_PLAIN},
+};
+static const struct ctl_column replica_columns[] = {
+    {"REPLICA", "id", CTL_PLAIN},       {"STATE", "state", CTL_PLAIN},
+    {"EPOCH", "epoch", CTL_PLAIN},      {"NODES", "nodes", CTL_PLAIN},
+    {"RUNNING", "running", CTL_PLAIN},  {"PLACES", "credits", CTL_PLAIN},
+    {"KV FREE", "kv_free", CTL_PLAIN},  {"KV", "kv_blocks", CTL_PLAIN},
+    {"STEPS", "steps", CTL_PLAIN},      {"FENCES", "fences", CTL_PLAIN},
+    {"LAST FAULT", "fault", CTL_PLAIN}, {NULL, NULL, CTL_PLAIN},
+};
+static const struct ctl_column request_columns[] = {
+    {"REQUEST", "id", CTL_PLAIN},           {"STATE", "state", CTL_PLAIN},
+    {"REPLICA", "replica", CTL_PLAIN},      {"AGE", "age_ms", CTL_MS},
+    {"PROMPT", "prompt_tokens", CTL_PLAIN}, {"TOKENS", "tokens", CTL_PLAIN},
+    {"PLACE", "position", CTL_PLAIN},       {"CLIENTS", "attached", CTL_PLAIN},
+    {"MOVES", "moves", CTL_PLAIN},          {"PAUSE", "pause_ms", CTL_MS},
+    {"FINISH", "finish", CTL_PLAIN},        {NULL, NULL, CTL_PLAIN},
+};
+
+static const struct view {
+    const char *name, *path, *list;
+    const struct ctl_column *columns;
+} views[] = {
+    {"status", "/hadal/v1/status", NULL, status_rows},
+    {"nodes", "/hadal/v1/nodes", "nodes", node_columns},
+    {"replicas", "/hadal/v1/replicas", "replicas", replica_columns},
+    {"requests", "/hadal/v1/requests", "requests", request_columns},
+};
+
+static const struct order {
+    const char *name, *kind, *done;
+} orders[] = {
+    {"drain", "nodes", "is drained: idle, and kept out until undrain"},
+    {"undrain", "nodes", "may be used again"},
+    {"eject", "nodes", "is ejected: kept out until undrain"},
+    {"failover", "replicas", "is fenced; its requests went on elsewhere"},
+};
+
+struct options {
+    const char *url;
+    bool json;
+};
+
+static int fail(const struct errmsg *err)
+{
+    fprintf(stderr, "hadal ctl: %s\n", err->text);
+    return CMD_FAILED;
+}
+
+static void render_object(struct strbuf *to, const json_t *object, const struct ctl_column *rows)
+{
+    char cell[80];
+    for (; rows->title; rows++)
+        strbuf_printf(to, "%-12s %s\n", rows->title, ctl_value(object, rows, cell, sizeof cell));
+}
+
+static enum status render(struct strbuf *to, const char *url, const struct view *v,
+                          struct errmsg *err)
+{
+    json_t *reply;
+    enum status s = admin_get(url, v->path, &reply, err);
+    if (s != STATUS_OK)
+        return s;
+    const json_t *list = v->list ? admin_list(reply, v->list) : NULL;
+    if (!v->list)
+        render_object(to, reply, v->columns);
+    else if (list)
+        ctl_table_print(to, list, v->columns);
+    else
+        s = errmsg_set(err, STATUS_LINK_PROTOCOL, "%s%s has no list '%s'", url, v->path, v->list);
+    json_decref(reply);
+    return s;
+}
+
+static int print_json(json_t *json)
+{
+    int rc = json_dumpf(json, stdout, JSON_INDENT(1)) | (putchar('\n') == EOF);
+    json_decref(json);
+    return rc ? CMD_FAILED : CMD_OK;
+}
+
+static int show(const struct options *o, const struct view *v)
+{
+    struct errmsg err = {0};
+    json_t *reply;
+    if (o->json)
+        return admin_get(o->url, v->path, &reply, &err) == STATUS_OK ? print_json(reply)
+                                                                     : fail(&err);
+    struct strbuf text = {0};
+    int rc = render(&text, o->url, v, &err) == STATUS_OK ? CMD_OK : fail(&err);
+    if (rc == CMD_OK)
+        fputs(text.v, stdout);
+    strbuf_finish(&text);
+    return rc;
+}
+
+static int give(const struct options *o, const struct order *order, const char *whom)
+{
+    struct errmsg err = {0};
+    json_t *reply = NULL;
+    const struct admin_order a = {order->kind, whom, order->name};
+    int64_t start = cmdline_now_us();
+    if (admin_post(o->url, &a, &reply, &err) != STATUS_OK)
+        return fail(&err);
+    if (o->json)
+        return print_json(reply);
+    const char *text = json_string_value(json_object_get(reply, "message"));
+    printf("%s %s %s (%.0f ms)%s%s\n", !strcmp(order->kind, "nodes") ? "node" : "replica", whom,
+           order->done, (double)(cmdline_now_us() - start) / 1e3, text && *text ? ": " : "",
+           text ? text : "");
+    json_decref(reply);
+    return CMD_OK;
+}
+
+// ---- top ----------------------------------------------------------------------------------------
+
+static volatile sig_atomic_t leave;
+
+static void on_signal(int sig)
+{
+    leave = 1;
+}
+
+static enum status render_all(struct strbuf *to, const char *url, struct errmsg *err)
+{
+    enum status s = STATUS_OK;
+    for (size_t i = 0; i < sizeof views / sizeof *views && s == STATUS_OK; i++) {
+        s = render(to, url, &views[i], err);
+        strbuf_puts(to, "\n");
+    }
+    return s;
+}
+
+// Waits a second; false when a key or a signal says to leave.
+static bool wait_for_key(void)
+{
+    char key = 0;
+    struct pollfd p = {.fd = STDIN_FILENO, .events = POLLIN};
+    if (poll(&p, 1, 1000) > 0 && read(STDIN_FILENO, &key, 1) != 1)
+        return false;
+    return !leave && key != 'q' && key != 'Q' && key != 3;
+}
+
+static void draw(const char *text)
+{
+    fputs("\033[H", stdout);
+    for (const char *end; *text; text = end + (*end == '\n')) {
+        end = text + strcspn(text, "\n");
+        printf("%.*s\033[K\n", (int)(end - text), text);
+    }
+    fputs("\033[J", stdout);
+    fflush(stdout);
+}
+
+static int top_screen(const struct options *o)
+{
+    struct termios old, raw;
+    struct errmsg err = {0};
+    enum status s;
+    bool raw_ok = tcgetattr(STDIN_FILENO, &old) == 0;
+    raw = old;
+    raw.c_lflag &= (tcflag_t) ~(ICANON | ECHO);
+    if (raw_ok)
+        tcsetattr(STDIN_FILENO, TCSANOW, &raw);
+    struct sigaction act = {.sa_handler = on_signal};
+    sigaction(SIGINT, &act, NULL);
+    sigaction(SIGTERM, &act, NULL);
+    fputs("\033[?1049h\033[?25l", stdout);
+    do {
+        struct strbuf text = {0};
+        s = render_all(&text, o->url, &err);
+        if (s == STATUS_OK) {
+            strbuf_puts(&text, "q leaves");
+            draw(text.v);
+        }
+        strbuf_finish(&text);
+    } while (s == STATUS_OK && wait_for_key());
+    fputs("\033[?25h\033[?1049l", stdout);
+    fflush(stdout);
+    if (raw_ok)
+        tcsetattr(STDIN_FILENO, TCSANOW, &old);
+    return s == STATUS_OK ? CMD_OK : fail(&err);
+}
+
+static int top_json(const struct options *o)
+{
+    json_t *all = json_object();
+    struct errmsg err = {0};
+    for (size_t i = 0; i < sizeof views / sizeof *views; i++) {
+        json_t *reply;
+        if (admin_get(o->url, views[i].path, &reply, &err) != STATUS_OK) {
+            json_decref(all);
+            return fail(&err);
+        }
+        json_t *list = views[i].list ? admin_list(reply, views[i].list) : reply;
+        json_object_set(all, views[i].name, list ? list : json_null());
+        json_decref(reply);
+    }
+    return print_json(all);
+}
+
+static int top(const struct options *o)
+{
+    if (o->json)
+        return top_json(o);
+    if (isatty(STDOUT_FILENO) && isatty(STDIN_FILENO))
+        return top_screen(o);
+    struct errmsg err = {0};
+    struct strbuf text = {0};
+    int rc = render_all(&text, o->url, &err) == STATUS_OK ? CMD_OK : fail(&err);
+    if (rc == CMD_OK)
+        fputs(text.v, stdout);
+    strbuf_finish(&text);
+    return rc;
+}
+
+static int dispatch(const struct options *o, const char *name, const char *whom)
+{
+    for (size_t i = 0; i < sizeof views / sizeof *views; i++)
+        if (!strcmp(name, views[i].name) && !whom)
+            return show(o, &views[i]);
+    for (size_t i = 0; i < sizeof orders / sizeof *orders; i++) {
+        if (strcmp(name, orders[i].name))
+            continue;
+        if (whom && *whom)
+            return give(o, &orders[i], whom);
+        fprintf(stderr, "hadal ctl: %s wants the %s\n", name,
+                !strcmp(orders[i].kind, "nodes") ? "name of a node" : "number of a replica");
+        return CMD_USAGE;
+    }
+    if (!strcmp(name, "top") && !whom)
+        return top(o);
+    fprintf(stderr, "hadal ctl: no command '%s%s%s' (hadal ctl --help tells more)\n", name,
+            whom ? " " : "", whom ? whom : "");
+    return CMD_USAGE;
+}
+
+int cmd_ctl(int argc, char **argv)
+{
+    struct options o = {.url = http_default_url()};
+    const struct cmdline_opt opts[] = {
+        {"--url", CMDLINE_STRING, &o.url, "URL", .help = "the coordinator (HADAL_URL)"},
+        {"--json", CMDLINE_FLAG, &o.json, .help = "what the coordinator answered, as JSON"},
+        {0},
+    };
+    const struct cmdline line = {
+        .usage = "hadal ctl [OPTION...] COMMAND",
+        .about = "commands:\n"
+                 "  status              one page: how it is\n"
+                 "  nodes               each node: state, place, heartbeat, memory\n"
+                 "  replicas            each replica: state, nodes, load\n"
+                 "  requests            each request known\n"
+                 "  top                 all of these, every second\n"
+                 "  drain NODE          hand its work over, then leave it idle\n"
+                 "  undrain NODE        use it again; also after eject\n"
+                 "  eject NODE          fence its replica at once, keep it out\n"
+                 "  failover REPLICA    fence it, move its requests, form it anew",
+        .opts = opts,
+        .args_min = 1,
+        .args_max = 2,
+    };
+    const char *args[2] = {NULL, NULL};
+    int rc = cmdline_parse(&line, argc, argv, args, NULL);
+    return rc == CMDLINE_GO ? dispatch(&o, args[0], args[1]) : rc;
+}
