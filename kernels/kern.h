@@ -232,7 +232,7 @@ void kern_kv_write(struct kern *k, const struct kern_kv_write_args *a);
 //   latent. Decode rows, prefill chunks and several sequences may be mixed in one call; the rows'
 //   own
 // tokens must have been written before.
-// Keys are walked in fixed chunks of 128 from position 0, each with its own softmax, merged in
+// Keys are walked in fixed chunks of 64 from position 0, each with its own softmax, merged in
 // order: that fixes every result bit.
 struct kern_attn_mla_args {
     const struct kern_batch *batch;

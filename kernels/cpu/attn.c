@@ -1,14 +1,14 @@
 // attn_mla and attn_gqa: one core over paged keys and values.
 //
 // Neighbouring rows of one sequence form a run; a run's queries (row by row, heads inside) are cut
-// into tiles of 12 that share every key they load. Keys are walked in chunks of 128 from position
+// into tiles of 12 that share every key they load. Keys are walked in chunks of 64 from position
 // 0. A chunk gives each query a partial result (max, sum, weighted values) that depends on nothing
 // but the query and the chunk's keys up to its own position; partials are merged in rising order.
 // So the bits are the same whether a tile's chunks are walked by one thread (prefill, batches) or
 // shared among threads (a few long decodes), and whatever other queries are in the tile.
 #include "kernels/cpu/ops.h"
 
-enum { TILE_Q = 12, CHUNK = 128 };
+enum { TILE_Q = 12, CHUNK = 64, AHEAD = 12, SHARE_CHUNKS = 8 };
 
 // What the two ops have in common. Key and value of kv head g lie at k_at + g * k_dim and
 // v_at + g * v_dim of a token's row. A query is [q1_dim | q2_dim] from two views (q2_dim may be 0).
@@ -26,7 +26,7 @@ struct attn_job {
     size_t tiles_n;
     char *scratch; // per thread
     size_t scratch_bytes;
-    float *partials;       // shared mode: [chunk items][partial_floats]
+    float *partials;       // shared mode: [chunks of all tiles][partial_floats]
     size_t partial_floats; // of one tile and chunk
     struct chunk_item *chunk_items;
 };
@@ -38,10 +38,11 @@ struct attn_tile {
     uint32_t n;
     uint32_t kv_head;
     uint32_t keys;   // of the query that sees most
-    uint32_t chunk0; // shared mode: its first chunk item
+    uint32_t chunk0; // shared mode: its first partial
 };
+// Shared mode: chunks [chunk, chunk + n) of a tile; their partials follow each other.
 struct chunk_item {
-    uint32_t tile, chunk;
+    uint32_t tile, chunk, n;
 };
 
 // A partial of a tile: max[TILE_Q], sum[TILE_Q], values[TILE_Q][v_dim].
@@ -51,11 +52,11 @@ INLINE float *partial_values(float *partial)
 }
 
 struct tile_scratch {
-    float *q;              // [TILE_Q][k_dim]
-    float *score;          // [TILE_Q][CHUNK]
-    float *chunk, *result; // partials
-    const float *key[CHUNK];
-    size_t seen[TILE_Q]; // keys that each query may see
+    float *q;                    // [TILE_Q][k_dim]
+    float *score;                // [TILE_Q][CHUNK]
+    float *chunk, *result;       // partials
+    const float *key[2 * CHUNK]; // of the chunk, and of the next: to be fetched early
+    size_t seen[TILE_Q];         // keys that each query may see
 };
 
 static size_t round_16(size_t n)
@@ -89,8 +90,10 @@ static void load_queries(const struct attn_job *j, const struct attn_tile *t,
 
 // ---- scores: Q queries by N keys, 8-lane sums
 
+// Meanwhile the same dimensions of the keys at `ahead` are fetched: rows of the pool are too short
+// for the hardware to see a stream.
 INLINE void score_block(const int Q, const int N, const float *q, size_t dim,
-                        const float *const *key, float *score)
+                        const float *const *key, const float *const *ahead, float *score)
 {
     v8 sum[4][8];
     UNROLL for (int i = 0; i < Q; i++) UNROLL for (int n = 0; n < N; n++) sum[i][n] = (v8){0};
@@ -115,14 +118,15 @@ INLINE void score_block(const int Q, const int N, const float *q, size_t dim,
 
 // Q * N sums, Q + 1 operands: 16 registers hold them.
 #define SCORE_ROWS(Q, N)                                                                           \
-    static __attribute__((noinline)) void score_rows_##Q(                                          \
-        const float *q, size_t dim, const float *const *key, size_t keys, float *score)            \
+    static __attribute__((noinline)) void score_rows_##Q(const float *q, size_t dim,               \
+                                                         const float *const *key, size_t keys,     \
+                                                         size_t ahead, float *score)               \
     {                                                                                              \
         size_t n = 0;                                                                              \
         for (; n + N <= keys; n += N)                                                              \
-            score_block(Q, N, q, dim, key + n, score + n);                                         \
+            score_block(Q, N, q, dim, key + n, key + n + ahead, score + n);                        \
         for (; n < keys; n++)                                                                      \
-            score_block(Q, 1, q, dim, key + n, score + n);                                         \
+            score_block(Q, 1, q, dim, key + n, key + n + ahead, score + n);                        \
     }
 SCORE_ROWS(1, 8)
 SCORE_ROWS(2, 4)
@@ -134,13 +138,14 @@ static void tile_scores(const struct attn_job *j, size_t queries, size_t keys,
                         struct tile_scratch *s)
 {
     enum { KEYS_AT_ONCE = 24 }; // a multiple of every N above
-    static void (*const rows[])(const float *, size_t, const float *const *, size_t, float *) = {
-        NULL, score_rows_1, score_rows_2, score_rows_3, score_rows_4};
+    static void (*const rows[])(const float *, size_t, const float *const *, size_t, size_t,
+                                float *) = {NULL, score_rows_1, score_rows_2, score_rows_3,
+                                            score_rows_4};
     for (size_t k = 0; k < keys; k += KEYS_AT_ONCE) {
         size_t some = keys - k < KEYS_AT_ONCE ? keys - k : KEYS_AT_ONCE;
         for (size_t i = 0; i < queries; i += 4)
             rows[queries - i < 4 ? queries - i : 4](s->q + i * j->k_dim, j->k_dim, s->key + k, some,
-                                                    s->score + i * CHUNK + k);
+                                                    i ? 0 : AHEAD, s->score + i * CHUNK + k);
     }
 }
 
@@ -171,6 +176,7 @@ static void softmax_chunk(float *score, size_t n, size_t padded, float scale, fl
 
 // ---- values: Q queries by C columns of 8, over up to 32 keys
 
+// Meanwhile the same columns of the next chunk's tokens are fetched to the second-level cache.
 INLINE void value_block(const int Q, const int C, const float *p, const float *const *key,
                         size_t keys, size_t at, float *out, size_t ld, bool first)
 {
@@ -179,6 +185,7 @@ INLINE void value_block(const int Q, const int C, const float *p, const float *c
         first ? (v8){0} : v8_load(out + (size_t)i * ld + c * 8);
     for (size_t n = 0; n < keys; n++) {
         v8 value[4];
+        UNROLL for (int c = 0; c < C; c += 2) __builtin_prefetch(key[n + CHUNK] + at + c * 8, 0, 2);
         UNROLL for (int c = 0; c < C; c++) value[c] = v8_load(key[n] + at + c * 8);
         UNROLL for (int i = 0; i < Q; i++)
         {
@@ -241,14 +248,30 @@ static void tile_values(const struct attn_job *j, const struct attn_tile *t, siz
 
 // ---- chunks
 
+// Addresses of this chunk's keys and the next one's; past the last key, of some valid one.
+static void find_keys(const struct attn_job *j, const struct attn_tile *t, size_t start,
+                      struct tile_scratch *s)
+{
+    const int32_t *table = cpu_row_table(j->batch, t->row0);
+    size_t n = 0, left = t->keys - start, left_in_block = 0;
+    const float *key = NULL;
+    for (; n < 2 * CHUNK && n < left; n++, left_in_block--, key += j->kv->width) {
+        if (!left_in_block) {
+            key = cpu_kv_row(j->kv, table, start + n) + t->kv_head * j->k_dim;
+            left_in_block = j->kv->block_tokens - (start + n) % j->kv->block_tokens;
+        }
+        s->key[n] = key;
+    }
+    for (; n < 2 * CHUNK; n++)
+        s->key[n] = s->key[0];
+}
+
 // The partial of one tile and chunk. Queries that see none of the chunk's keys get rubbish.
 static void tile_chunk(const struct attn_job *j, const struct attn_tile *t, size_t chunk,
                        struct tile_scratch *s, float *partial)
 {
     size_t start = chunk * CHUNK, keys = t->keys - start < CHUNK ? t->keys - start : CHUNK;
-    const int32_t *table = cpu_row_table(j->batch, t->row0);
-    for (size_t n = 0; n < keys; n++)
-        s->key[n] = cpu_kv_row(j->kv, table, start + n) + t->kv_head * j->k_dim;
+    find_keys(j, t, start, s);
     tile_scores(j, t->n, keys, s);
     for (size_t i = 0; i < t->n; i++) {
         size_t seen = s->seen[i] <= start ? 1 : s->seen[i] - start;
@@ -313,8 +336,10 @@ static void chunk_item(void *ctx, size_t item, int thread)
     const struct chunk_item *c = &j->chunk_items[item];
     struct tile_scratch s;
     scratch_layout(j, &s, thread);
-    load_queries(j, &j->tiles[c->tile], &s);
-    tile_chunk(j, &j->tiles[c->tile], c->chunk, &s, j->partials + item * j->partial_floats);
+    const struct attn_tile *t = &j->tiles[c->tile];
+    load_queries(j, t, &s);
+    for (size_t i = c->chunk; i < c->chunk + c->n; i++)
+        tile_chunk(j, t, i, &s, j->partials + (t->chunk0 + i) * j->partial_floats);
 }
 
 // ... then the merge of each tile.
@@ -377,13 +402,18 @@ static void run_shared(struct kern *k, struct attn_job *j, size_t chunks, size_t
     size_t partial_bytes = chunks * j->partial_floats * sizeof(float);
     j->partials = cpu_scratch(k, CPU_ARENA_SHARED, partial_bytes + chunks * sizeof *j->chunk_items);
     j->chunk_items = (struct chunk_item *)((char *)j->partials + partial_bytes);
-    size_t item = 0;
+    size_t items = 0, first = 0, share = chunks / (4 * (size_t)k->threads) + 1;
+    share = share < SHARE_CHUNKS ? share : SHARE_CHUNKS;
     for (size_t t = 0; t < j->tiles_n; t++) {
-        j->tiles[t].chunk0 = (uint32_t)item;
-        for (size_t c = 0; c < chunks_of(&j->tiles[t]); c++)
-            j->chunk_items[item++] = (struct chunk_item){(uint32_t)t, (uint32_t)c};
+        size_t all = chunks_of(&j->tiles[t]);
+        j->tiles[t].chunk0 = (uint32_t)first;
+        first += all;
+        for (size_t c = 0, n; c < all; c += n) {
+            n = all - c < share ? all - c : share;
+            j->chunk_items[items++] = (struct chunk_item){(uint32_t)t, (uint32_t)c, (uint32_t)n};
+        }
     }
-    cpu_run(k, chunks, cost, chunk_item, j);
+    cpu_run(k, items, cost, chunk_item, j);
     cpu_run(k, j->tiles_n, chunks * TILE_Q * j->v_dim, merge_item, j);
 }
 

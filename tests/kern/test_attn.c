@@ -1,5 +1,5 @@
 // Attention over paged KV: against the textbook reference on mixed batches and edge lengths (around
-// chunks of 128 keys and around blocks), and bit-equal however a sequence is cut into steps.
+// chunks of 64 keys and around blocks), and bit-equal however a sequence is cut into steps.
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
