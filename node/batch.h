@@ -9,7 +9,8 @@
 //     micro-batches follow each other through the stages; the one longest not computed goes first.
 //  3. Prompt rows up to the row budget; while others decode, or stages overlap, up to
 //     prefill_chunk. Chunks of one prompt may follow each other in plans under way; a decode step
-//     never overlaps another of its sequence.
+//     never overlaps another of its sequence. The histories that a plan opens add up to
+//     max_context tokens at most: that bounds its size (step_plan_max_bytes).
 //
 // When a decode row needs a block and none is left, the sequence of the lowest band and youngest
 // age that is not under way is preempted: its blocks are given back and it waits, to be computed

@@ -211,8 +211,18 @@ static uint32_t add_decode(struct batch *b, struct flight *f)
     return decoding;
 }
 
+// Opening sends a whole history: a plan opens no more than one context's worth.
+static bool too_much_to_open(const struct batch *b, const struct sequence *s, uint64_t *opened)
+{
+    if (s->opened)
+        return false;
+    *opened += s->tokens_n;
+    return *opened > b->config.max_context;
+}
+
 static void add_prefill(struct batch *b, struct flight *f, uint32_t decoding)
 {
+    uint64_t opened = 0;
     uint32_t budget = b->config.max_rows - f->plan.rows;
     bool share = decoding > 0 || b->config.pipeline > 1;
     if (share && b->config.prefill_chunk < budget)
@@ -225,6 +235,8 @@ static void add_prefill(struct batch *b, struct flight *f, uint32_t decoding)
         uint32_t todo = sequence_todo(s);
         if (s->state != SEQUENCE_PREFILL || s->cancelled || todo == 0)
             continue;
+        if (too_much_to_open(b, s, &opened))
+            return;
         uint32_t n = todo < budget ? todo : budget;
         add_rows(f, s, n);
         budget -= n;
