@@ -13,6 +13,8 @@ static const struct benchmark {
     const char *help;
 } benchmarks[] = {
     {"kernels", bench_kernels, "each op against memory bandwidth or multiply-add peak"},
+    {"decode", bench_decode, "tokens per second of decoding, the engine alone"},
+    {"prefill", bench_prefill, "tokens per second of a prompt, the engine alone"},
     {NULL, NULL, NULL},
 };
 

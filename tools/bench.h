@@ -30,3 +30,5 @@ struct bench_limits {
 struct bench_limits bench_measure_limits(int threads);
 
 int bench_kernels(int argc, char **argv);
+int bench_decode(int argc, char **argv);
+int bench_prefill(int argc, char **argv);
