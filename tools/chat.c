@@ -289,7 +289,10 @@ int cmd_chat(int argc, char **argv)
     struct errmsg err = {0};
     char *first = o.model ? NULL : admin_first_model(o.url, &err);
     struct chat c = {.o = &o, .model = o.model ? o.model : first};
-    if (!c.model)
+    if (o.system && !utf8_valid(o.system, strlen(o.system))) {
+        fputs("hadal chat: --system is not valid UTF-8\n", stderr);
+        c.model = NULL;
+    } else if (!c.model)
         fprintf(stderr, "hadal chat: %s\n", err.text);
     rc = c.model ? run(&c, prompt) : CMD_FAILED;
     free(first);
