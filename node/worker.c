@@ -1,0 +1,501 @@
+// Orders and life of the worker thread. It holds at most one replica: FORM loads the shard and
+// starts a group on the hubs, LINK opens the lanes and connects, then steps are computed
+// (worker_step.c) until the group breaks, is dissolved, or a newer FORM comes. The shard stays
+// loaded in between, so that a replica re-forms in milliseconds when another rank died.
+#include "node/worker.h"
+
+#include <assert.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/log.h"
+#include "base/mem.h"
+#include "node/worker_state.h"
+
+enum { CONNECT_TIMEOUT_MS = 10000, IDLE_WAIT_MS = 1000, PLAN_BYTES_MAX = 64 << 20 };
+
+// ---- events to the owner
+// --------------------------------------------------------------------------
+
+struct worker_event *worker_event_new(struct worker *w, enum engine_event_kind kind)
+{
+    struct worker_event *x;
+    // The ring holds more than can be under way; only an owner that stopped polling empties it.
+    while (!(x = spsc_pop(&w->events_free))) {
+        struct timespec pause = {.tv_nsec = 1000000};
+        nanosleep(&pause, NULL);
+    }
+    x->ev = (struct engine_event){
+        .kind = kind, .replica = w->state->form.replica, .epoch = w->state->form.epoch};
+    return x;
+}
+
+void worker_event_post(struct worker *w, struct worker_event *x)
+{
+    bool posted = spsc_push(&w->events, x);
+    assert(posted); // as many places as events exist
+    w->wake(w->wake_arg);
+}
+
+static void report_formed(struct worker *w, enum status status, const char *text)
+{
+    const struct worker_state *s = w->state;
+    struct worker_event *x = worker_event_new(w, ENGINE_FORMED);
+    struct engine_formed *f = &x->ev.formed;
+    f->replica = s->form.replica;
+    f->epoch = s->form.epoch;
+    f->status = status;
+    snprintf(f->text, sizeof f->text, "%s", text);
+    if (status == STATUS_OK) {
+        f->fingerprint = s->shard->fingerprint;
+        f->max_context = (uint32_t)s->shard->max_context;
+        f->kv_blocks = (uint32_t)s->shard->kv_blocks;
+        f->block_tokens = (uint32_t)s->shard->block_tokens;
+        f->max_rows = w->config.max_rows;
+        f->max_seqs = w->config.max_seqs;
+        f->vocab = (uint32_t)s->shard->config.vocab;
+        f->pipeline = s->form.stages;
+    }
+    worker_event_post(w, x);
+}
+
+static void report_prepared(struct worker *w)
+{
+    struct worker_event *x = worker_event_new(w, ENGINE_PREPARED);
+    struct lane_hub *shm = w->hubs[XPORT_SHM], *tcp = w->hubs[XPORT_TCP];
+    snprintf(x->shm, sizeof x->shm, "%s", shm ? lane_hub_address(shm) : "");
+    snprintf(x->tcp, sizeof x->tcp, "%s", tcp ? lane_hub_address(tcp) : "");
+    x->ev.addresses = (struct rank_addresses){x->shm, x->tcp, ""};
+    worker_event_post(w, x);
+}
+
+void worker_report_fault(struct worker *w, enum status status, const char *text, int rank)
+{
+    struct worker_state *s = w->state;
+    s->phase = WORKER_BROKEN;
+    if (status == STATUS_ABORTED)
+        return; // the owner asked for it
+    int tensor = (int)s->form.tensor;
+    log_error("replica %" PRIu64 " epoch %" PRIu64 " rank (%u,%u): %s: %s", s->form.replica,
+              s->form.epoch, s->form.my_stage, s->form.my_tensor, status_text(status), text);
+    struct worker_event *x = worker_event_new(w, ENGINE_FAULT);
+    x->ev.result.status = status;
+    x->ev.result.bad_stage = rank < 0 ? -1 : rank / tensor;
+    x->ev.result.bad_tensor = rank < 0 ? -1 : rank % tensor;
+    worker_event_post(w, x);
+}
+
+// ---- forming
+// ----------------------------------------------------------------------------------------
+
+// The heartbeat thread may look at the comm's progress only under the lock.
+static void worker_publish_comm(struct worker *w, struct comm *comm)
+{
+    pthread_mutex_lock(&w->lock);
+    w->comm = comm;
+    pthread_mutex_unlock(&w->lock);
+}
+
+void worker_unlink(struct worker *w)
+{
+    struct worker_state *s = w->state;
+    worker_publish_comm(w, NULL);
+    if (s->shard)
+        model_shard_attach(s->shard, NULL);
+    comm_destroy(s->comm);
+    s->comm = NULL;
+    slots_destroy(s->slots);
+    s->slots = NULL;
+    s->hub = NULL;
+    s->agree_rx = s->plan_rx = s->result_rx = s->result_tx = s->hidden_rx = s->hidden_tx = NULL;
+    memset(s->agree_tx, 0, sizeof s->agree_tx);
+    memset(s->plan_tx, 0, sizeof s->plan_tx);
+    s->phase = WORKER_IDLE;
+}
+
+static bool same_shard(const struct worker_state *s, const struct msg_form *f)
+{
+    return s->shard && !strcmp(s->shard_dir, f->model_dir) &&
+           s->shard->rank.stage == (int)f->my_stage && s->shard->rank.stages == (int)f->stages &&
+           s->shard->rank.tensor == (int)f->my_tensor && s->shard->rank.tensors == (int)f->tensor;
+}
+
+static void report_loading(void *arg, size_t done, size_t total)
+{
+    struct worker *w = arg;
+    struct worker_state *s = w->state;
+    int tenth = total ? (int)(done * 10 / total) : 10;
+    if (tenth == s->load_tenth)
+        return;
+    s->load_tenth = tenth;
+    if (total > (256u << 20)) // small models are there at once
+        log_info("loading weights: %d%% of %zu MiB", tenth * 10, total >> 20);
+}
+
+// Blocks of the KV pool: the same number on every rank of the replica, so it is reckoned from the
+// whole model and never from this rank's share of layers.
+static enum status size_pool(const struct worker *w, const struct msg_form *f,
+                             uint32_t *context_out, uint32_t *blocks_out, struct errmsg *e)
+{
+    struct model_config config;
+    struct model_plan plan;
+    struct model_rank rank = {.stage = 0,
+                              .stages = (int)f->stages,
+                              .tensor = (int)f->my_tensor,
+                              .tensors = (int)f->tensor};
+    enum status rc = model_config_load(f->model_dir, &config, e);
+    if (rc == STATUS_OK)
+        rc = model_plan_make(&config, &rank, &plan, e);
+    if (rc != STATUS_OK)
+        return rc;
+    uint32_t context = (uint32_t)config.context, block = w->config.block_tokens;
+    if (w->config.context && w->config.context < context)
+        context = w->config.context;
+    uint64_t tokens = w->config.kv_tokens;
+    if (!tokens) {
+        uint64_t token_bytes = (uint64_t)plan.kv_width * 4 * (uint64_t)config.layers;
+        uint64_t fits = (UINT64_C(2) << 30) / token_bytes;
+        tokens = 4 * (uint64_t)context;
+        tokens = fits < tokens ? fits : tokens;
+    }
+    uint64_t blocks = (tokens + block - 1) / block;
+    if (!blocks || blocks > INT32_MAX / 2)
+        return errmsg_set(e, STATUS_BAD_CONFIG, "kv_tokens: %" PRIu64 " make %" PRIu64 " blocks",
+                          tokens, blocks);
+    *context_out = context;
+    *blocks_out = (uint32_t)blocks;
+    return STATUS_OK;
+}
+
+static enum status load_shard(struct worker *w, const struct msg_form *f, struct errmsg *e)
+{
+    struct worker_state *s = w->state;
+    if (same_shard(s, f))
+        return STATUS_OK;
+    model_shard_close(s->shard);
+    s->shard = NULL;
+    free(s->shard_dir);
+    s->shard_dir = NULL;
+
+    uint32_t context = 0, blocks = 0;
+    enum status rc = size_pool(w, f, &context, &blocks, e);
+    if (rc != STATUS_OK)
+        return rc;
+    s->load_tenth = -1;
+    struct model_shard_args args = {
+        .dir = f->model_dir,
+        .rank = {.stage = (int)f->my_stage,
+                 .stages = (int)f->stages,
+                 .tensor = (int)f->my_tensor,
+                 .tensors = (int)f->tensor},
+        .kern = s->kern,
+        .max_context = (int)context,
+        .max_rows = (int)w->config.max_rows,
+        .max_seqs = (int)w->config.max_seqs,
+        .block_tokens = (int)w->config.block_tokens,
+        .kv_blocks = (int)blocks,
+        .progress = {.report = report_loading, .arg = w},
+    };
+    rc = model_shard_open(&args, &s->shard, e);
+    if (rc != STATUS_OK) {
+        s->shard = NULL;
+        return rc;
+    }
+    s->shard_dir = mem_strdup(f->model_dir);
+    return STATUS_OK;
+}
+
+static void take_form(struct worker *w, const struct msg_form *f)
+{
+    struct worker_state *s = w->state;
+    worker_unlink(w);
+    s->form = *f;
+    s->form.model_dir = NULL; // not ours to keep
+    struct errmsg e = {0};
+    enum status rc = load_shard(w, f, &e);
+    if (rc != STATUS_OK) {
+        report_formed(w, rc, e.text);
+        return;
+    }
+    s->phase = WORKER_PREPARED;
+    report_prepared(w);
+}
+
+// ---- linking
+// ------------------------------------------------------------------------------------------
+
+static uint32_t my_rank(const struct worker_state *s)
+{
+    return s->form.my_stage * s->form.tensor + s->form.my_tensor;
+}
+
+struct slots_config worker_limits(const struct worker *w)
+{
+    const struct model_shard *m = w->state->shard;
+    return (struct slots_config){.max_seqs = w->config.max_seqs,
+                                 .max_rows = w->config.max_rows,
+                                 .max_context = (uint32_t)m->max_context,
+                                 .kv_blocks = (uint32_t)m->kv_blocks,
+                                 .block_tokens = (uint32_t)m->block_tokens,
+                                 .vocab = (uint32_t)m->config.vocab};
+}
+
+// A plan that opens every slot with a full history would be larger than anything that happens.
+static size_t plan_bytes_max(const struct worker *w)
+{
+    struct step_plan_limits limits = {
+        .max_seqs = w->config.max_seqs,
+        .max_rows = w->config.max_rows,
+        .max_context = (uint32_t)w->state->shard->max_context,
+        .block_tokens = (uint32_t)w->state->shard->block_tokens,
+    };
+    size_t n = step_plan_max_bytes(&limits);
+    return n < PLAN_BYTES_MAX ? n : PLAN_BYTES_MAX;
+}
+
+size_t worker_hidden_bytes(const struct worker *w, size_t rows)
+{
+    return sizeof(struct hidden_header) +
+           rows * (size_t)w->state->shard->config.hidden * sizeof(float);
+}
+
+static enum status open_lane(struct worker *w, bool tx, const struct lane_config *config,
+                             struct lane **lane, struct errmsg *e)
+{
+    return tx ? lane_open_tx(w->state->hub, config, lane, e)
+              : lane_open_rx(w->state->hub, config, lane, e);
+}
+
+// Lanes of this rank: set-up and plans from the lead to all, hidden states along the stages,
+// samples from the last stage back to the lead.
+static enum status open_lanes(struct worker *w, struct errmsg *e)
+{
+    struct worker_state *s = w->state;
+    const struct msg_form *f = &s->form;
+    uint32_t me = my_rank(s), ranks = f->stages * f->tensor, depth = f->stages + 1;
+    uint32_t last = (f->stages - 1) * f->tensor;
+    enum status rc = STATUS_OK;
+    struct lane_config agree = {.channel = CHANNEL_AGREE, .slots = 1, .slot_bytes = 256};
+    struct lane_config plan = {.channel = CHANNEL_PLAN, .slots = depth};
+    plan.slot_bytes = s->plan_bytes = plan_bytes_max(w);
+    for (uint32_t r = 1; r < ranks && rc == STATUS_OK; r++) {
+        if (me != 0 && me != r)
+            continue;
+        agree.peer = plan.peer = me == 0 ? r : 0;
+        rc = open_lane(w, me == 0, &agree, me == 0 ? &s->agree_tx[r] : &s->agree_rx, e);
+        if (rc == STATUS_OK)
+            rc = open_lane(w, me == 0, &plan, me == 0 ? &s->plan_tx[r] : &s->plan_rx, e);
+    }
+    struct lane_config hidden = {.channel = CHANNEL_HIDDEN, .slots = 2};
+    hidden.slot_bytes = worker_hidden_bytes(w, w->config.max_rows);
+    if (rc == STATUS_OK && f->my_stage > 0) {
+        hidden.peer = me - f->tensor;
+        rc = open_lane(w, false, &hidden, &s->hidden_rx, e);
+    }
+    if (rc == STATUS_OK && f->my_stage + 1 < f->stages) {
+        hidden.peer = me + f->tensor;
+        rc = open_lane(w, true, &hidden, &s->hidden_tx, e);
+    }
+    struct lane_config result = {.channel = CHANNEL_RESULT, .slots = depth};
+    result.slot_bytes = step_result_max_bytes(w->config.max_seqs);
+    if (rc == STATUS_OK && last != 0 && me == 0) {
+        result.peer = last;
+        rc = open_lane(w, false, &result, &s->result_rx, e);
+    }
+    if (rc == STATUS_OK && last != 0 && me == last) {
+        result.peer = 0;
+        rc = open_lane(w, true, &result, &s->result_tx, e);
+    }
+    return rc;
+}
+
+static enum status open_comm(struct worker *w, struct errmsg *e)
+{
+    struct worker_state *s = w->state;
+    uint32_t ranks[LIMIT_TENSOR];
+    if (s->form.tensor == 1) {
+        s->comm = comm_create_single();
+        return STATUS_OK;
+    }
+    for (uint32_t t = 0; t < s->form.tensor; t++)
+        ranks[t] = s->form.my_stage * s->form.tensor + t;
+    struct comm_xport_config config = {.ranks = ranks, .n = s->form.tensor};
+    return comm_create_xport(s->hub, &config, &s->comm, e);
+}
+
+// Shared memory when every rank is on one host and offers it, else TCP.
+static enum status choose_hub(struct worker *w, const struct msg_link *l, enum xport_kind *kind_out,
+                              struct errmsg *e)
+{
+    const struct msg_form *f = &w->state->form;
+    bool shm = true, tcp = true;
+    for (uint32_t i = 0; i < l->members_n; i++) {
+        shm = shm && l->members[i].addresses.shm[0] &&
+              !strcmp(l->members[i].host, l->members[0].host);
+        tcp = tcp && l->members[i].addresses.tcp[0];
+    }
+    bool want_shm = f->transport == TRANSPORT_AUTO || f->transport == TRANSPORT_SHM;
+    bool want_tcp = f->transport == TRANSPORT_AUTO || f->transport == TRANSPORT_TCP;
+    if (f->transport == TRANSPORT_VERBS)
+        return errmsg_set(e, STATUS_NO_DEVICE, "transport: no verbs device on this host");
+    if (want_shm && shm && w->hubs[XPORT_SHM])
+        *kind_out = XPORT_SHM;
+    else if (want_tcp && tcp && w->hubs[XPORT_TCP])
+        *kind_out = XPORT_TCP;
+    else
+        return errmsg_set(e, STATUS_BAD_CONFIG, "transport: the ranks have none in common");
+    return STATUS_OK;
+}
+
+static enum status connect_group(struct worker *w, const struct msg_link *l, struct errmsg *e)
+{
+    struct worker_state *s = w->state;
+    const char *addresses[LIMIT_RANKS];
+    enum xport_kind kind = XPORT_SHM;
+    if (l->members_n == 1) {
+        s->hub = NULL;
+        return open_comm(w, e);
+    }
+    enum status rc = choose_hub(w, l, &kind, e);
+    if (rc != STATUS_OK)
+        return rc;
+    s->hub = w->hubs[kind];
+    struct lane_group group = {.epoch = s->form.epoch, .rank = my_rank(s), .ranks = l->members_n};
+    rc = lane_hub_begin(s->hub, &group, e);
+    if (rc == STATUS_OK)
+        rc = open_lanes(w, e);
+    if (rc == STATUS_OK)
+        rc = open_comm(w, e);
+    if (rc != STATUS_OK)
+        return rc;
+    for (uint32_t i = 0; i < l->members_n; i++)
+        addresses[i] =
+            kind == XPORT_SHM ? l->members[i].addresses.shm : l->members[i].addresses.tcp;
+    return lane_hub_connect(s->hub, addresses, CONNECT_TIMEOUT_MS, e);
+}
+
+static void take_link(struct worker *w, const struct msg_link *l)
+{
+    struct worker_state *s = w->state;
+    if (s->phase != WORKER_PREPARED || l->epoch != s->form.epoch ||
+        l->members_n != s->form.stages * s->form.tensor)
+        return; // overtaken by a newer order
+    struct errmsg e = {0};
+    enum status rc = connect_group(w, l, &e);
+    if (rc == STATUS_OK)
+        rc = worker_agree(w, &e);
+    if (rc != STATUS_OK) {
+        report_formed(w, rc, e.text);
+        worker_unlink(w);
+        return;
+    }
+    model_shard_attach(s->shard, s->comm);
+    worker_publish_comm(w, s->comm);
+    struct slots_config limits = worker_limits(w);
+    s->slots = slots_create(&limits);
+    s->phase = WORKER_LINKED;
+    report_formed(w, STATUS_OK, "");
+}
+
+// ---- the thread
+// -----------------------------------------------------------------------------------------
+
+struct orders {
+    struct msg *form, *link;
+    uint64_t dissolve;
+    bool quit;
+};
+
+static struct orders take_orders(struct worker *w)
+{
+    pthread_mutex_lock(&w->lock);
+    struct orders o = {w->form, w->link, w->dissolve, w->quit};
+    w->form = w->link = NULL;
+    w->dissolve = 0;
+    pthread_mutex_unlock(&w->lock);
+    return o;
+}
+
+// The owner puts them in such an order that dissolve never means a FORM that came after it.
+static void obey(struct worker *w, struct orders *o)
+{
+    if (o->dissolve && w->state->phase != WORKER_IDLE && w->state->form.epoch <= o->dissolve)
+        worker_unlink(w);
+    if (o->form)
+        take_form(w, &o->form->form);
+    if (o->link)
+        take_link(w, &o->link->link);
+    msg_free(o->form);
+    msg_free(o->link);
+}
+
+static bool orders_waiting(const struct worker *w)
+{
+    return w->form || w->link || w->dissolve || w->quit;
+}
+
+// A linked rank of several sleeps in its hub, every other one on the mailbox; the owner wakes both.
+static void wait_for_work(struct worker *w)
+{
+    struct worker_state *s = w->state;
+    if (s->phase == WORKER_LINKED && s->hub) {
+        enum status rc = lane_hub_wait(s->hub, IDLE_WAIT_MS);
+        (void)rc; // what came is looked at in the next turn, a loss as well
+        return;
+    }
+    struct timespec until;
+    clock_gettime(CLOCK_MONOTONIC, &until);
+    until.tv_sec += IDLE_WAIT_MS / 1000;
+    pthread_mutex_lock(&w->lock);
+    while (!orders_waiting(w) && spsc_empty(&w->plans))
+        if (pthread_cond_timedwait(&w->posted, &w->lock, &until))
+            break;
+    pthread_mutex_unlock(&w->lock);
+}
+
+static bool open_state(struct worker *w)
+{
+    struct kern_config kern = {.threads = w->config.threads};
+    struct errmsg e = {0};
+    w->state = mem_zalloc(1, sizeof *w->state);
+    enum status rc = kern_open(w->config.backend, &kern, &w->state->kern, &e);
+    if (rc != STATUS_OK)
+        log_error("cannot compute here: %s", e.text);
+    else
+        log_info("computes on %s", kern_describe(w->state->kern));
+    return rc == STATUS_OK;
+}
+
+static void close_state(struct worker *w)
+{
+    struct worker_state *s = w->state;
+    worker_unlink(w);
+    model_shard_close(s->shard);
+    free(s->shard_dir);
+    worker_step_finish(s);
+    kern_close(s->kern);
+    free(s);
+}
+
+void *worker_main(void *arg)
+{
+    struct worker *w = arg;
+    bool can_compute = open_state(w);
+    for (;;) {
+        struct orders o = take_orders(w);
+        if (o.form && !can_compute) {
+            w->state->form = o.form->form;
+            report_formed(w, STATUS_NO_DEVICE, "the backend could not be opened on this node");
+        } else {
+            obey(w, &o);
+        }
+        if (o.quit)
+            break;
+        if (!worker_step(w))
+            wait_for_work(w);
+    }
+    close_state(w);
+    return NULL;
+}

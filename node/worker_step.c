@@ -1,0 +1,378 @@
+// One step of this rank. The lead takes a plan from its owner, sends it to every rank and computes
+// its stage; the others take the plan from the lead and, beyond stage 0, the hidden states from the
+// stage before; the last stage's rank 0 samples. All waiting is bounded by the group's end: a lost
+// peer or an abort comes back from every lane and collective.
+#include <assert.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/mem.h"
+#include "node/worker_state.h"
+
+static bool is_lead(const struct worker_state *s)
+{
+    return s->form.my_stage == 0 && s->form.my_tensor == 0;
+}
+
+static bool is_last_stage(const struct worker_state *s)
+{
+    return s->form.my_stage + 1 == s->form.stages;
+}
+
+// The rank to blame for a failure that came from the group: the peer whose link was lost first,
+// else this rank itself.
+static int suspect(const struct worker_state *s)
+{
+    uint32_t rank;
+    if (s->hub && lane_hub_fault(s->hub, &rank) != STATUS_OK)
+        return (int)rank;
+    return (int)(s->form.my_stage * s->form.tensor + s->form.my_tensor);
+}
+
+static void fail(struct worker *w, enum status rc, const char *text)
+{
+    struct worker_state *s = w->state;
+    if (s->hub && lane_hub_aborted(s->hub))
+        rc = STATUS_ABORTED;
+    worker_report_fault(w, rc, text, suspect(s));
+}
+
+// ---- agreement: equal models and limits before the first plan
+// ---------------------------------------
+
+struct agreement {
+    uint64_t fingerprint;
+    struct slots_config limits;
+};
+
+static struct agreement mine(const struct worker *w)
+{
+    return (struct agreement){w->state->shard->fingerprint, worker_limits(w)};
+}
+
+static enum status compare(const struct agreement *here, const struct agreement *lead,
+                           struct errmsg *e)
+{
+    if (here->fingerprint != lead->fingerprint)
+        return errmsg_set(e, STATUS_BAD_MODEL,
+                          "model: fingerprint %016" PRIx64 " here, %016" PRIx64 " at the lead",
+                          here->fingerprint, lead->fingerprint);
+    const struct slots_config *a = &here->limits, *b = &lead->limits;
+    const struct {
+        const char *name;
+        uint32_t here, there;
+    } pairs[] = {
+        {"max_seqs", a->max_seqs, b->max_seqs},
+        {"max_rows", a->max_rows, b->max_rows},
+        {"context", a->max_context, b->max_context},
+        {"kv blocks", a->kv_blocks, b->kv_blocks},
+        {"block_tokens", a->block_tokens, b->block_tokens},
+        {"vocabulary", a->vocab, b->vocab},
+    };
+    for (size_t i = 0; i < sizeof pairs / sizeof *pairs; i++)
+        if (pairs[i].here != pairs[i].there)
+            return errmsg_set(e, STATUS_BAD_CONFIG, "%s: %u here, %u at the lead", pairs[i].name,
+                              pairs[i].here, pairs[i].there);
+    return STATUS_OK;
+}
+
+enum { AGREE_TIMEOUT_MS = 10000 };
+
+enum status worker_agree(struct worker *w, struct errmsg *e)
+{
+    struct worker_state *s = w->state;
+    if (!s->hub)
+        return STATUS_OK;
+    struct agreement here = mine(w);
+    if (is_lead(s)) {
+        for (uint32_t r = 1; r < lane_hub_ranks(s->hub); r++) {
+            enum status rc = lane_send(s->agree_tx[r], &here, sizeof here);
+            if (rc != STATUS_OK)
+                return errmsg_set(e, rc, "rank %u was lost", r);
+        }
+        return STATUS_OK;
+    }
+    const void *bytes;
+    size_t n;
+    enum status rc = lane_recv_wait(s->agree_rx, AGREE_TIMEOUT_MS, &bytes, &n);
+    if (rc != STATUS_OK)
+        return errmsg_set(e, rc < 0 ? rc : STATUS_LINK_TIMEOUT, "the lead did not say its limits");
+    struct agreement lead;
+    if (n != sizeof lead)
+        return errmsg_set(e, STATUS_LINK_PROTOCOL, "limits: %zu bytes from the lead", n);
+    memcpy(&lead, bytes, sizeof lead);
+    lane_release(s->agree_rx);
+    return compare(&here, &lead, e);
+}
+
+// ---- sampling, in the last stage
+// ----------------------------------------------------------------------
+
+static enum status ensure_sampler(struct worker_state *s)
+{
+    uint32_t vocab = (uint32_t)s->shard->config.vocab;
+    if (s->sampler && s->sampler_vocab == vocab)
+        return STATUS_OK;
+    sampler_destroy(s->sampler);
+    s->sampler = sampler_create(vocab);
+    s->sampler_vocab = vocab;
+    s->logits = mem_realloc(s->logits, vocab, sizeof *s->logits);
+    return s->sampler ? STATUS_OK : STATUS_NO_MEMORY;
+}
+
+static enum status sample_one(struct worker_state *s, const struct step_plan *plan, uint32_t entry,
+                              size_t i, struct step_sample *out)
+{
+    enum status rc = forward_logits(s->shard, i, s->logits);
+    if (rc != STATUS_OK)
+        return rc;
+    struct slots_history h = slots_history(s->slots, plan->entries[entry].slot);
+    struct sampler_input in = {.logits = s->logits,
+                               .sampling = h.sampling,
+                               .tokens = h.tokens,
+                               .tokens_n = h.tokens_n,
+                               .prompt_n = h.prompt_n,
+                               .index = h.index};
+    rc = sampler_pick(s->sampler, &in, out);
+    out->slot = plan->entries[entry].slot;
+    return rc;
+}
+
+// A row of NaN ends the step with NODE_NAN: it is a result, told to the lead like any other.
+static enum status sample_all(struct worker_state *s, const struct step_plan *plan,
+                              const struct slots_batch *b, struct step_result *out)
+{
+    enum status rc = ensure_sampler(s);
+    uint32_t n = (uint32_t)b->batch.logits_n;
+    if (s->samples_cap < n) {
+        s->samples = mem_realloc(s->samples, n, sizeof *s->samples);
+        s->samples_cap = n;
+    }
+    *out = (struct step_result){
+        .step = plan->step, .bad_stage = -1, .bad_tensor = -1, .samples = s->samples};
+    for (uint32_t i = 0; i < n && rc == STATUS_OK; i++)
+        rc = sample_one(s, plan, b->sample_entries[i], i, &s->samples[i]);
+    if (rc == STATUS_NODE_NAN) {
+        out->status = rc;
+        out->bad_stage = (int32_t)s->form.my_stage;
+        out->bad_tensor = (int32_t)s->form.my_tensor;
+        return STATUS_OK;
+    }
+    out->samples_n = n;
+    return rc;
+}
+
+static void post_result(struct worker *w, const struct step_result *r)
+{
+    struct worker_event *x = worker_event_new(w, ENGINE_STEP);
+    if (x->samples_cap < r->samples_n) {
+        x->samples = mem_realloc(x->samples, r->samples_n, sizeof *x->samples);
+        x->samples_cap = r->samples_n;
+    }
+    if (r->samples_n)
+        memcpy(x->samples, r->samples, r->samples_n * sizeof *x->samples);
+    x->ev.result = *r;
+    x->ev.result.samples = x->samples;
+    worker_event_post(w, x);
+}
+
+static enum status deliver(struct worker *w, const struct step_result *r)
+{
+    struct worker_state *s = w->state;
+    if (is_lead(s)) {
+        post_result(w, r);
+        return STATUS_OK;
+    }
+    strbuf_clear(&s->encoded);
+    step_result_encode(r, &s->encoded);
+    void *slot;
+    enum status rc = lane_reserve_wait(s->result_tx, -1, &slot);
+    if (rc != STATUS_OK)
+        return rc;
+    memcpy(slot, s->encoded.v, s->encoded.n);
+    return lane_commit(s->result_tx, s->encoded.n);
+}
+
+// ---- computing
+// ----------------------------------------------------------------------------------------
+
+static enum status pass_on(struct worker *w, const struct slots_batch *b)
+{
+    struct worker_state *s = w->state;
+    void *slot;
+    enum status rc = lane_reserve_wait(s->hidden_tx, -1, &slot);
+    if (rc != STATUS_OK)
+        return rc;
+    struct hidden_header header = {.step = b->batch.step, .rows = b->batch.rows};
+    memcpy(slot, &header, sizeof header);
+    rc = forward_hidden(s->shard, b->batch.rows, (float *)((char *)slot + sizeof header));
+    if (rc != STATUS_OK)
+        return rc;
+    return lane_commit(s->hidden_tx, worker_hidden_bytes(w, b->batch.rows));
+}
+
+static enum status compute(struct worker *w, const struct step_plan *plan, const float *hidden,
+                           struct errmsg *e)
+{
+    struct worker_state *s = w->state;
+    struct slots_batch b;
+    enum status rc = slots_apply(s->slots, plan, &b, e);
+    if (rc != STATUS_OK)
+        return rc;
+    b.batch.hidden = hidden;
+    rc = forward_run(s->shard, &b.batch, e);
+    if (rc != STATUS_OK)
+        return rc;
+    if (!is_last_stage(s))
+        return pass_on(w, &b);
+    if (s->form.my_tensor != 0)
+        return STATUS_OK;
+    struct step_result result;
+    rc = sample_all(s, plan, &b, &result);
+    return rc == STATUS_OK ? deliver(w, &result) : rc;
+}
+
+static void compute_plan(struct worker *w, const void *bytes, size_t n, const float *hidden)
+{
+    struct worker_state *s = w->state;
+    struct errmsg e = {0};
+    struct step_plan plan;
+    enum status rc = step_plan_decode(&s->decoder, bytes, n, &plan, &e);
+    if (rc == STATUS_OK && plan.epoch != s->form.epoch)
+        rc = errmsg_set(&e, STATUS_STALE_EPOCH, "plan of epoch %" PRIu64, plan.epoch);
+    if (rc == STATUS_OK)
+        rc = compute(w, &plan, hidden, &e);
+    atomic_store_explicit(&comm_progress(s->comm)->step, 0, memory_order_relaxed);
+    if (rc != STATUS_OK)
+        fail(w, rc, e.text[0] ? e.text : "while computing a step");
+}
+
+// ---- the lead
+// -------------------------------------------------------------------------------------------
+
+static enum status send_plan(struct worker_state *s, const struct worker_plan *p)
+{
+    for (uint32_t r = 1; s->hub && r < lane_hub_ranks(s->hub); r++) {
+        void *slot;
+        enum status rc = lane_reserve_wait(s->plan_tx[r], -1, &slot);
+        if (rc != STATUS_OK)
+            return rc;
+        if (p->bytes.n > s->plan_bytes)
+            return STATUS_TOO_LARGE;
+        memcpy(slot, p->bytes.v, p->bytes.n);
+        rc = lane_commit(s->plan_tx[r], p->bytes.n);
+        if (rc != STATUS_OK)
+            return rc;
+    }
+    return STATUS_OK;
+}
+
+static bool lead_results(struct worker *w)
+{
+    struct worker_state *s = w->state;
+    const void *bytes;
+    size_t n;
+    if (!s->result_rx)
+        return false;
+    enum status rc = lane_recv(s->result_rx, &bytes, &n);
+    if (rc == STATUS_AGAIN)
+        return false;
+    struct step_result result;
+    struct errmsg e = {0};
+    if (rc == STATUS_OK)
+        rc = step_result_decode(&s->decoder, bytes, n, &result, &e);
+    if (rc != STATUS_OK) {
+        fail(w, rc, e.text[0] ? e.text : "waiting for the last stage");
+        return true;
+    }
+    post_result(w, &result);
+    lane_release(s->result_rx);
+    return true;
+}
+
+static bool lead_plans(struct worker *w)
+{
+    struct worker_state *s = w->state;
+    struct worker_plan *p = spsc_pop(&w->plans);
+    if (!p)
+        return false;
+    if (s->phase == WORKER_LINKED && p->epoch == s->form.epoch) {
+        enum status rc = send_plan(s, p);
+        if (rc == STATUS_OK)
+            compute_plan(w, p->bytes.v, p->bytes.n, NULL);
+        else
+            fail(w, rc, "sending a plan");
+    }
+    bool pushed = spsc_push(&w->plans_free, p);
+    assert(pushed); // as many places as plans exist
+    return true;
+}
+
+// ---- the other ranks
+// --------------------------------------------------------------------------------------
+
+static bool check_hidden(struct worker *w, const void *bytes, size_t n)
+{
+    struct hidden_header header;
+    if (n < sizeof header)
+        return false;
+    memcpy(&header, bytes, sizeof header);
+    return header.rows <= w->config.max_rows && n == worker_hidden_bytes(w, header.rows);
+}
+
+static bool follow(struct worker *w)
+{
+    struct worker_state *s = w->state;
+    const void *plan, *hidden = NULL;
+    size_t plan_n, hidden_n = 0;
+    enum status rc = lane_recv(s->plan_rx, &plan, &plan_n);
+    if (rc == STATUS_OK && s->hidden_rx)
+        rc = lane_recv(s->hidden_rx, &hidden, &hidden_n);
+    if (rc == STATUS_AGAIN)
+        return false;
+    if (rc != STATUS_OK) {
+        fail(w, rc, "waiting for a step");
+        return true;
+    }
+    if (hidden && !check_hidden(w, hidden, hidden_n)) {
+        fail(w, STATUS_LINK_PROTOCOL, "hidden states of a wrong size");
+        return true;
+    }
+    compute_plan(w, plan, plan_n,
+                 hidden ? (const float *)((const char *)hidden + sizeof(struct hidden_header))
+                        : NULL);
+    if (s->phase != WORKER_LINKED)
+        return true;
+    lane_release(s->plan_rx);
+    if (hidden)
+        lane_release(s->hidden_rx);
+    return true;
+}
+
+// ---- one turn
+// -----------------------------------------------------------------------------------------------
+
+bool worker_step(struct worker *w)
+{
+    struct worker_state *s = w->state;
+    bool did = false;
+    if (s->phase == WORKER_LINKED && s->hub) {
+        enum status rc = lane_hub_poll(s->hub);
+        if (rc < 0 || lane_hub_fault(s->hub, &(uint32_t){0}) != STATUS_OK) {
+            fail(w, rc < 0 ? rc : STATUS_LINK_DOWN, "a rank was lost");
+            return true;
+        }
+        did = is_lead(s) ? lead_results(w) : s->phase == WORKER_LINKED && follow(w);
+    }
+    return lead_plans(w) || did; // plans of an epoch that is over are given back here too
+}
+
+void worker_step_finish(struct worker_state *s)
+{
+    sampler_destroy(s->sampler);
+    plan_decoder_finish(&s->decoder);
+    strbuf_finish(&s->encoded);
+    free(s->logits);
+    free(s->samples);
+}
