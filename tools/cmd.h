@@ -12,6 +12,7 @@ int cmd_tokenize(int argc, char **argv); // tokenize.c
 int cmd_load(int argc, char **argv);     // load.c
 int cmd_logits(int argc, char **argv);   // logits.c
 int cmd_bench(int argc, char **argv);    // bench.c
+int cmd_node(int argc, char **argv);     // node.c
 int cmd_up(int argc, char **argv);       // up.c
 int cmd_eval(int argc, char **argv);     // eval.c
 int cmd_chat(int argc, char **argv);     // chat.c
