@@ -18,7 +18,7 @@
 static const struct ctl_column status_rows[] = {
     {"model", "model", CTL_PLAIN},
     {"ready", "ready", CTL_PLAIN},
-    {"up since", "uptime_ms", CTL_MS},
+    {"up for", "uptime_ms", CTL_MS},
     {"nodes", "nodes", CTL_PLAIN},
     {"  usable", "nodes_usable", CTL_PLAIN},
     {"replicas", "replicas", CTL_PLAIN},
@@ -31,6 +31,7 @@ static const struct ctl_column status_rows[] = {
     {"tokens", "tokens", CTL_PLAIN},
     {"moved", "moves", CTL_PLAIN},
     {"fences", "fences", CTL_PLAIN},
+    {"memory", "rss_bytes", CTL_BYTES},
     {NULL, NULL, CTL_PLAIN},
 };
 static const struct ctl_column node_columns[] = {
@@ -54,8 +55,8 @@ static const struct ctl_column request_columns[] = {
     {"REQUEST", "id", CTL_PLAIN},           {"STATE", "state", CTL_PLAIN},
     {"REPLICA", "replica", CTL_PLAIN},      {"AGE", "age_ms", CTL_MS},
     {"PROMPT", "prompt_tokens", CTL_PLAIN}, {"TOKENS", "tokens", CTL_PLAIN},
-    {"PLACE", "position", CTL_PLAIN},       {"CLIENTS", "attached", CTL_PLAIN},
-    {"MOVES", "moves", CTL_PLAIN},          {"PAUSE", "pause_ms", CTL_MS},
+    {"PLACE", "position", CTL_PLAIN},       {"CLIENTS", "clients", CTL_PLAIN},
+    {"SENT", "dispatches", CTL_PLAIN},      {"PAUSE", "pause_ms", CTL_MS},
     {"FINISH", "finish", CTL_PLAIN},        {NULL, NULL, CTL_PLAIN},
 };
 

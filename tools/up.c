@@ -41,8 +41,8 @@ struct up {
     struct child *children; // the coordinator, then the nodes
     int n;
     char url[64];
-    int http, rpc, control; // sockets that keep the ports ours
-    int signals;            // signalfd
+    int http, rpc; // sockets that keep the ports ours
+    int signals;   // signalfd
     struct up_watch *watch;
     struct cmdline_progress bar;
     int64_t started_ms;
@@ -120,7 +120,7 @@ static void listen_option(struct child *c, const char *option, int64_t port)
     child_option(c, option, text);
 }
 
-static void plan_coordinator(struct child *c, const struct options *o, int64_t control)
+static void plan_coordinator(struct child *c, const struct options *o)
 {
     child_init(c, "coordinator");
     child_arg(c, "hadal");
@@ -132,10 +132,9 @@ static void plan_coordinator(struct child *c, const struct options *o, int64_t c
     child_option(c, "--transport", o->transport);
     listen_option(c, "--http", o->http);
     listen_option(c, "--rpc", o->rpc);
-    listen_option(c, "--control", control);
 }
 
-static void plan_node(struct child *c, const struct options *o, int64_t control, int i)
+static void plan_node(struct child *c, const struct options *o, int i)
 {
     char name[16];
     snprintf(name, sizeof name, "%d", i);
@@ -143,7 +142,7 @@ static void plan_node(struct child *c, const struct options *o, int64_t control,
     child_arg(c, "hadal");
     child_arg(c, "node");
     child_option(c, "--name", name);
-    listen_option(c, "--coordinator", control);
+    listen_option(c, "--coordinator", o->rpc);
     child_option(c, "--backend", o->backend);
     child_option(c, "--engine", o->engine);
     child_option_int(c, "--threads", o->threads);
@@ -380,19 +379,17 @@ static int run(struct up *u)
 
 static int run_cluster(struct options *o)
 {
-    struct up u = {.o = o, .http = -1, .rpc = -1, .control = -1};
-    int64_t control = 0;
+    struct up u = {.o = o, .http = -1, .rpc = -1};
     int rc = CMD_FAILED;
     u.http = reserve("--http", &o->http);
     u.rpc = u.http < 0 ? -1 : reserve("--rpc", &o->rpc);
-    u.control = u.rpc < 0 ? -1 : reserve("--control", &control);
-    if (u.control >= 0) {
+    if (u.rpc >= 0) {
         u.n = 1 + (int)(o->replicas * o->stages * o->tensor);
         u.children = mem_zalloc((size_t)u.n, sizeof *u.children);
         snprintf(u.url, sizeof u.url, "http://127.0.0.1:%lld", (long long)o->http);
-        plan_coordinator(&u.children[0], o, control);
+        plan_coordinator(&u.children[0], o);
         for (int i = 1; i < u.n; i++)
-            plan_node(&u.children[i], o, control, i);
+            plan_node(&u.children[i], o, i);
         for (int i = 0; i < u.n; i++)
             u.children[i].log_dir = o->log_dir;
         rc = run(&u);
@@ -400,10 +397,10 @@ static int run_cluster(struct options *o)
             child_finish(&u.children[i]);
         free(u.children);
     }
-    const int fds[] = {u.http, u.rpc, u.control};
-    for (size_t i = 0; i < sizeof fds / sizeof *fds; i++)
-        if (fds[i] >= 0)
-            close(fds[i]);
+    if (u.http >= 0)
+        close(u.http);
+    if (u.rpc >= 0)
+        close(u.rpc);
     return rc;
 }
 

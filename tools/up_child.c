@@ -62,10 +62,11 @@ static void become(const struct child *c, pid_t parent, int out)
     setpgid(0, 0);  // ctrl-C goes to `up`, which stops its children in order
     sigprocmask(SIG_SETMASK, &none, NULL);
     signal(SIGPIPE, SIG_DFL);
-    int null = open("/dev/null", O_RDONLY);
+    int null = open("/dev/null", O_RDWR);
     if (null >= 0)
         dup2(null, STDIN_FILENO);
-    dup2(out, STDOUT_FILENO); // our own stdout says nothing but "ready"
+    // Our own stdout says nothing but "ready"; what they print there is for a script of their own.
+    dup2(out == STDERR_FILENO && null >= 0 ? null : out, STDOUT_FILENO);
     dup2(out, STDERR_FILENO);
     execv("/proc/self/exe", c->argv);
     _exit(127);
