@@ -22,6 +22,7 @@ void coord_config_default(struct coord_config *cfg)
         .heartbeat_timeout_ms = 1000,
         .warmup_silence_ms = 5000,
         .warmup_timeout_ms = 600000,
+        .reload_timeout_ms = 10000,
         .hang_ms = 2000,
         .cancel_timeout_ms = 10000,
         .backoff_ms = 500,
@@ -64,12 +65,13 @@ static enum status config_check(const struct coord_config *k, struct errmsg *err
         return errmsg_set(err, STATUS_BAD_CONFIG,
                           "coordinator: warmup_silence_ms %u is less than heartbeat_timeout_ms %u",
                           k->warmup_silence_ms, k->heartbeat_timeout_ms);
-    if (!k->hang_ms || !k->warmup_timeout_ms || !k->cancel_timeout_ms || !k->queued_notice_ms ||
-        !k->backoff_ms || k->backoff_max_ms < k->backoff_ms)
-        return errmsg_set(err, STATUS_BAD_CONFIG,
-                          "coordinator: hang_ms, warmup_timeout_ms, cancel_timeout_ms, "
-                          "queued_notice_ms and backoff_ms must be above 0, backoff_max_ms not "
-                          "below backoff_ms");
+    if (!k->hang_ms || !k->warmup_timeout_ms || !k->reload_timeout_ms || !k->cancel_timeout_ms ||
+        !k->queued_notice_ms || !k->backoff_ms || k->backoff_max_ms < k->backoff_ms)
+        return errmsg_set(
+            err, STATUS_BAD_CONFIG,
+            "coordinator: hang_ms, warmup_timeout_ms, reload_timeout_ms, cancel_timeout_ms, "
+            "queued_notice_ms and backoff_ms must be above 0, backoff_max_ms not "
+            "below backoff_ms");
     if (k->max_context > LIMIT_CONTEXT)
         return errmsg_set(err, STATUS_BAD_CONFIG, "coordinator: max_context %u is above %d",
                           k->max_context, LIMIT_CONTEXT);

@@ -46,6 +46,7 @@ struct coord_config {
     uint32_t heartbeat_timeout_ms; // silent for longer = lost
     uint32_t warmup_silence_ms;    // the same while a node loads weights
     uint32_t warmup_timeout_ms;    // a replica not formed in this time is given up and tried again
+    uint32_t reload_timeout_ms;    // the same for a rank that has its weights in memory
     uint32_t hang_ms;              // a step older than this without any progress = hung
     uint32_t cancel_timeout_ms;    // a lead that does not answer CANCEL in this time = hung
     uint32_t backoff_ms;           // first pause after a failed forming; doubles

@@ -366,7 +366,7 @@ static void on_heartbeat(struct coord *c, struct member *m, const struct msg_hea
     if (m->state == COORD_NODE_FREE && !turned && loop_turns(c, h))
         c->place = true;
     if (m->state == COORD_NODE_SUSPECT && h->replica == 0 && h->step_age_ms == 0 &&
-        loop_turns(c, h)) {
+        h->progress.step == 0 && loop_turns(c, h)) {
         core_trace(c, LOG_INFO, "node %s shows life again", m->name);
         member_move(c, m, COORD_NODE_FREE);
     }

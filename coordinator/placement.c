@@ -1,5 +1,5 @@
-// Greedy by score, in two rounds: first every rank takes a node that already holds its weights,
-// then the rest is filled up. O(ranks x nodes), and runs only when a replica is formed.
+// Greedy by score, in two rounds: first every rank takes a healthy node that already holds its
+// weights, then the rest is filled up. O(ranks x nodes), and runs only when a replica is formed.
 #include "coordinator/placement.h"
 
 #include <stdlib.h>
@@ -43,8 +43,8 @@ static uint32_t mates_on_host(const struct placing *p, uint32_t stage, uint64_t 
 static uint64_t score(const struct placing *p, uint32_t stage, uint32_t tensor,
                       const struct placement_node *n)
 {
-    uint64_t healthy = n->faults < 15 ? 15 - n->faults : 0;
-    uint64_t s = healthy;
+    uint64_t s = n->faults < 15 ? 15 - n->faults : 0;
+    s += (uint64_t)(n->faults == 0) << 40;
     if (p->want->tensor > 1) {
         uint64_t mates = mates_on_host(p, stage, n->host);
         s += (mates ? 64 + mates : host_room(p, n->host)) << 8;
@@ -61,7 +61,8 @@ static void take_best(struct placing *p, uint32_t stage, uint32_t tensor, bool h
     uint64_t best_score = 0;
     uint32_t best = NOBODY;
     for (uint32_t i = 0; i < p->nodes_n; i++) {
-        if (p->taken[i] || (holders_only && !holds_rank(&p->nodes[i], stage, tensor)))
+        if (p->taken[i] ||
+            (holders_only && (p->nodes[i].faults || !holds_rank(&p->nodes[i], stage, tensor))))
             continue;
         uint64_t s = score(p, stage, tensor, &p->nodes[i]);
         if (s > best_score) {

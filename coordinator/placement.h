@@ -18,9 +18,10 @@ struct placement_want {
     uint32_t stages, tensor;
 };
 
-// Fills ranks_out[stage * tensor_n + tensor] with indexes into nodes. A node that holds a rank's
-// weights is preferred for it (first of the same replica, so that survivors stay where they are),
-// then one on the host of the other tensor ranks of the stage, then one that holds nothing.
-// false when there are fewer nodes than ranks; nothing is written.
+// Fills ranks_out[stage * tensor_n + tensor] with indexes into nodes. Nodes without recent faults
+// come first; among equals one that holds a rank's weights is preferred for it (first of the same
+// replica, so that survivors stay where they are), then one on the host of the other tensor ranks
+// of the stage, then one that holds nothing. false when there are fewer nodes than ranks; nothing
+// is written.
 bool placement_assign(const struct placement_want *want, const struct placement_node *nodes,
                       size_t nodes_n, uint32_t *ranks_out);

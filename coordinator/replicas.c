@@ -12,6 +12,8 @@
 #include "coordinator/placement.h"
 
 enum { MAX_SEQS = 65536 }; // more from a lead is nonsense
+// For so long a node that was blamed is taken only when there is no other.
+static const uint64_t FAULT_MEMORY_US = 300000000;
 
 static const struct sm_state replica_states[] = {
     [COORD_REPLICA_VACANT] = {"vacant", SM_TO(COORD_REPLICA_FORMING)},
@@ -110,7 +112,7 @@ static size_t candidates(struct coord *c, struct placement_node **nodes_out,
             .held_replica = m->held_replica,
             .stage = m->held_rank / c->cfg.tensor,
             .tensor = m->held_rank % c->cfg.tensor,
-            .faults = m->faults,
+            .faults = c->now_us - m->fault_us < FAULT_MEMORY_US ? m->faults : 0,
         };
         members[n++] = m;
     }
@@ -153,13 +155,20 @@ static void send_links(struct coord *c, const struct replica *r)
                   (struct msg){.kind = MSG_LINK, .link = {r->id, r->epoch, all, c->ranks_n}});
 }
 
-static const char *rank_names(struct coord *c, const struct replica *r, bool unformed_only)
+static const char *rank_names(struct coord *c, const struct replica *r)
 {
     const char *names = "";
     for (uint32_t i = 0; i < c->ranks_n; i++)
-        if (r->ranks[i] && !(unformed_only && r->links[i].phase == RANK_FORMED))
+        if (r->ranks[i])
             names = arena_printf(&c->arena, "%s%s%s", names, *names ? ", " : "", r->ranks[i]->name);
     return names;
+}
+
+// Ranks that have their weights in memory need no warm-up.
+static uint32_t reload_ms(const struct coord *c)
+{
+    return c->cfg.reload_timeout_ms < c->cfg.warmup_timeout_ms ? c->cfg.reload_timeout_ms
+                                                               : c->cfg.warmup_timeout_ms;
 }
 
 static bool replica_form(struct coord *c, struct replica *r)
@@ -183,9 +192,9 @@ static bool replica_form(struct coord *c, struct replica *r)
         member_move(c, m, COORD_NODE_IN_REPLICA);
         member_watch(c, m);
     }
-    core_trace(c, LOG_INFO, "form replica %" PRIu64 " of %s", r->id, rank_names(c, r, false));
+    core_trace(c, LOG_INFO, "form replica %" PRIu64 " of %s", r->id, rank_names(c, r));
     send_forms(c, r);
-    core_arm(c, &r->timer, TIMER_REPLICA, c->now_us + 1000ull * c->cfg.warmup_timeout_ms);
+    core_arm(c, &r->timer, TIMER_REPLICA, c->now_us + 1000ull * reload_ms(c));
     return true;
 }
 
@@ -415,6 +424,19 @@ void replica_undrain(struct coord *c, struct replica *r)
         replica_move(c, r, COORD_REPLICA_READY);
 }
 
+// The first rank that should be ready by now: after the reload time those that hold their weights,
+// after the warm-up time all. NULL: none is late.
+static struct member *late_rank(const struct coord *c, const struct replica *r, bool all)
+{
+    for (uint32_t i = 0; i < c->ranks_n; i++) {
+        const struct rank_link *l = &r->links[i];
+        bool held = r->ranks[i]->holds && r->ranks[i]->held_rank == i;
+        if (all ? l->phase != RANK_FORMED : held && l->phase == RANK_LOADING)
+            return r->ranks[i];
+    }
+    return NULL;
+}
+
 void replica_timer(struct coord *c, struct replica *r)
 {
     if (r->state == COORD_REPLICA_VACANT) { // the back-off is over
@@ -422,11 +444,14 @@ void replica_timer(struct coord *c, struct replica *r)
         return;
     }
     assert(r->state == COORD_REPLICA_FORMING);
-    struct member *late = NULL;
-    for (uint32_t i = 0; i < c->ranks_n && !late; i++)
-        late = r->links[i].phase == RANK_FORMED ? NULL : r->ranks[i];
-    form_failed(c, r, late, "replica %" PRIu64 " was not formed within %u ms; missing: node %s",
-                r->id, c->cfg.warmup_timeout_ms, rank_names(c, r, true));
+    uint64_t end_us = r->since_us + 1000ull * c->cfg.warmup_timeout_ms;
+    struct member *late = late_rank(c, r, c->now_us >= end_us);
+    if (!late) {
+        core_arm(c, &r->timer, TIMER_REPLICA, end_us);
+        return;
+    }
+    form_failed(c, r, late, "node %s did not get ready within %" PRIu64 " ms", late->name,
+                (c->now_us - r->since_us) / 1000);
 }
 
 void replica_cancel_timer(struct coord *c, struct replica *r)

@@ -1,0 +1,287 @@
+// Clients, as the coordinator's HTTP shell sees them, and the judge of every answer: what comes
+// must be the mock model's tokens, in order, each once, whatever fails; and the coordinator's
+// journal must be what the client saw.
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/mem.h"
+#include "tests/sim/world.h"
+
+static const char *stage_names[] = {"new", "live", "refused", "finished", "forgotten"};
+
+uint32_t client_add(struct world *w, const struct coord_submit *s, const int32_t *prompt)
+{
+    MEM_GROW(w->clients, w->clients_n, w->clients_cap);
+    struct sim_client *c = &w->clients[w->clients_n++];
+    *c = (struct sim_client){.id = w->clients_n, .submit = *s, .submit_us = w->now_us};
+    c->prompt = mem_dup(prompt, s->prompt_n * sizeof *prompt);
+    c->submit.prompt = c->prompt;
+    c->submit.request = c->id;
+    mock_stream_init(&c->expected, c->prompt, s->prompt_n, w->opt.mock.vocab);
+    return (uint32_t)w->clients_n - 1;
+}
+
+void clients_free(struct world *w)
+{
+    for (size_t i = 0; i < w->clients_n; i++) {
+        free(w->clients[i].prompt);
+        free(w->clients[i].seen);
+    }
+    free(w->clients);
+}
+
+bool clients_finished(const struct world *w)
+{
+    for (size_t i = 0; i < w->clients_n; i++)
+        if (w->clients[i].stage <= CLIENT_LIVE)
+            return false;
+    return true;
+}
+
+static void plan(struct world *w, uint32_t client, uint64_t at_us)
+{
+    if (at_us)
+        world_push(w, (struct sim_event){.at_us = at_us > w->now_us ? at_us : w->now_us,
+                                         .kind = SIM_CLIENT,
+                                         .node = -1,
+                                         .client = client});
+}
+
+static void tell_coord(struct world *w, const struct sim_client *c, enum coord_event_kind kind,
+                       uint32_t kept)
+{
+    uint64_t id = c->id;
+    world_coord(w, &(struct coord_event){.kind = kind, .req = {id, kept}});
+}
+
+static void submit(struct world *w, uint32_t i)
+{
+    struct sim_client *c = &w->clients[i];
+    c->stage = CLIENT_LIVE;
+    c->attached = true;
+    plan(w, i, c->leave_us);
+    plan(w, i, c->return_us);
+    plan(w, i, c->cancel_us);
+    struct coord_event ev = {.kind = COORD_SUBMIT, .submit = c->submit};
+    if (ev.submit.deadline_us)
+        ev.submit.deadline_us += w->now_us;
+    world_coord(w, &ev);
+}
+
+// Does what is due: submit, leave, come back, cancel, or report a stop string.
+void client_run(struct world *w, uint32_t i)
+{
+    struct sim_client *c = &w->clients[i];
+    if (c->stage == CLIENT_NEW) {
+        submit(w, i);
+    } else if (c->stage != CLIENT_LIVE && c->stage != CLIENT_FINISHED) {
+        return;
+    } else if (c->stage == CLIENT_LIVE && c->stop_at && c->seen_n >= c->stop_at && !c->asked_stop) {
+        c->asked_stop = true;
+        world_tell(w, "client %" PRIu64 " > a stop string ends with token %u, %u have come", c->id,
+                   c->stop_at, c->seen_n);
+        c->seen_n = c->stop_at; // what it keeps
+        tell_coord(w, c, COORD_STOP, c->stop_at);
+    } else if (c->leave_us && c->attached && w->now_us >= c->leave_us) {
+        c->leave_us = 0;
+        c->attached = false;
+        c->away_since_us = w->now_us;
+        world_tell(w, "client %" PRIu64 " > drops its connection at token %u", c->id, c->seen_n);
+        tell_coord(w, c, COORD_DETACH, 0);
+    } else if (c->return_us && !c->attached && w->now_us >= c->return_us) {
+        c->return_us = 0;
+        c->attached = true;
+        world_tell(w, "client %" PRIu64 " > comes back", c->id);
+        tell_coord(w, c, COORD_ATTACH, 0);
+    } else if (c->cancel_us && w->now_us >= c->cancel_us && c->stage == CLIENT_LIVE) {
+        c->cancel_us = 0;
+        c->asked_cancel = true;
+        tell_coord(w, c, COORD_CANCEL, 0);
+    }
+}
+
+static struct sim_client *client_of(struct world *w, uint64_t id)
+{
+    if (id < 1 || id > w->clients_n)
+        world_fail(w, "the coordinator speaks of request %" PRIu64 ", which nobody made", id);
+    return &w->clients[id - 1];
+}
+
+static void on_token(struct world *w, struct sim_client *c, const struct token_out *t)
+{
+    if (t->index != c->seen_n)
+        world_fail(w, "request %" PRIu64 ": token %u came where %u was due", c->id, t->index,
+                   c->seen_n);
+    int32_t due = mock_stream_next(&c->expected);
+    if (t->token != due)
+        world_fail(w, "request %" PRIu64 ": token %u is %d, the unfailed run gives %d", c->id,
+                   t->index, t->token, due);
+    MEM_GROW(c->seen, c->seen_n, c->seen_cap);
+    c->seen[c->seen_n++] = t->token;
+    uint64_t since = c->last_us ? c->last_us : w->now_us;
+    if (w->now_us - since > c->longest_gap_us)
+        c->longest_gap_us = w->now_us - since;
+    if (!c->first_us)
+        c->first_us = w->now_us;
+    c->last_us = w->now_us;
+    w->tokens++;
+    if (c->stop_at && c->seen_n == c->stop_at)
+        plan(w, (uint32_t)(c->id - 1), w->now_us + world_between(w, 100, 30000));
+}
+
+static bool is_stop_id(const struct sim_client *c, int32_t token)
+{
+    for (uint32_t i = 0; i < c->submit.stop_ids_n; i++)
+        if (c->submit.stop_ids[i] == token)
+            return true;
+    return false;
+}
+
+static void judge_finish(struct world *w, const struct sim_client *c)
+{
+    uint32_t room = w->opt.mock.max_context - c->submit.prompt_n;
+    uint32_t limit = c->submit.max_tokens ? c->submit.max_tokens : room;
+    bool last_stops = c->seen_n && is_stop_id(c, c->seen[c->seen_n - 1]);
+    uint64_t away_us = c->attached ? 0 : w->now_us - c->away_since_us;
+    bool fine = false;
+    switch (c->finish) {
+    case FINISH_STOP:
+        fine = c->asked_stop || last_stops;
+        break;
+    case FINISH_LENGTH:
+        fine = !last_stops && c->seen_n == (limit < room ? limit : room);
+        break;
+    case FINISH_CANCELLED:
+        fine = c->asked_cancel || away_us >= SIM_MS(w->opt.coord.grace_ms);
+        break;
+    case FINISH_NONE:
+    case FINISH_ERROR:
+        break;
+    }
+    if (!fine)
+        world_fail(w, "request %" PRIu64 " ended with %s at token %u of %u", c->id,
+                   finish_reason_name(c->finish), c->seen_n, limit);
+}
+
+static void on_done(struct world *w, struct sim_client *c, const struct coord_action *a)
+{
+    c->stage = CLIENT_FINISHED;
+    c->finish = a->done.finish;
+    c->done_us = w->now_us;
+    if (a->done.emitted_n != c->seen_n)
+        world_fail(w, "request %" PRIu64 ": %u tokens counted, %u seen", c->id, a->done.emitted_n,
+                   c->seen_n);
+    judge_finish(w, c);
+    world_tell(w, "client %" PRIu64 " < done: %s after %u tokens", c->id,
+               finish_reason_name(c->finish), c->seen_n);
+}
+
+static void expect_stage(struct world *w, const struct sim_client *c, enum client_stage s,
+                         const char *what)
+{
+    if (c->stage != s)
+        world_fail(w, "request %" PRIu64 ": %s, and it is %s", c->id, what, stage_names[c->stage]);
+}
+
+void client_action(struct world *w, const struct coord_action *a)
+{
+    struct sim_client *c;
+    switch (a->kind) {
+    case COORD_QUEUED:
+        c = client_of(w, a->queued.request);
+        expect_stage(w, c, CLIENT_LIVE, "QUEUED");
+        if (a->queued.position < 1 || a->queued.position > w->clients_n)
+            world_fail(w, "request %" PRIu64 ": position %u", c->id, a->queued.position);
+        break;
+    case COORD_TOKENS:
+        c = client_of(w, a->tokens.request);
+        expect_stage(w, c, CLIENT_LIVE, "TOKENS");
+        for (uint32_t i = 0; i < a->tokens.tokens_n; i++)
+            on_token(w, c, &a->tokens.tokens[i]);
+        break;
+    case COORD_DONE:
+        c = client_of(w, a->done.request);
+        expect_stage(w, c, CLIENT_LIVE, "DONE");
+        on_done(w, c, a);
+        break;
+    case COORD_REFUSED:
+        c = client_of(w, a->refused.request);
+        expect_stage(w, c, CLIENT_LIVE, "REFUSED");
+        if (c->seen_n || a->refused.reason == COORD_REFUSE_BAD_REQUEST)
+            world_fail(w, "request %" PRIu64 " was refused: %s", c->id, a->refused.text);
+        c->stage = CLIENT_REFUSED;
+        world_trace(w, "client %" PRIu64 " < refused: %s", c->id, a->refused.text);
+        break;
+    case COORD_FORGET:
+        c = client_of(w, a->forget.request);
+        expect_stage(w, c, CLIENT_FINISHED, "FORGET");
+        c->stage = CLIENT_FORGOTTEN;
+        break;
+    default:
+        break;
+    }
+}
+
+// A request may be on one replica at a time.
+void client_dispatched(struct world *w, const struct msg_dispatch *d)
+{
+    struct sim_client *c = client_of(w, d->journal.request);
+    if (c->place_replica && w->epochs[c->place_replica] == c->place_epoch)
+        world_fail(w, "request %" PRIu64 " was dispatched twice", c->id);
+    if (c->stage != CLIENT_LIVE)
+        world_fail(w, "request %" PRIu64 " was dispatched and is %s", c->id, stage_names[c->stage]);
+    if (d->epoch != w->epochs[d->replica])
+        world_fail(w, "request %" PRIu64 " was dispatched to an old epoch", c->id);
+    c->place_replica = d->replica;
+    c->place_epoch = d->epoch;
+}
+
+static void release(struct world *w, uint64_t replica, uint64_t epoch, uint64_t request)
+{
+    struct sim_client *c = client_of(w, request);
+    if (c->place_replica == replica && c->place_epoch == epoch)
+        c->place_replica = 0;
+}
+
+void client_released(struct world *w, const struct msg *m)
+{
+    if (m->kind == MSG_CANCELLED)
+        release(w, m->cancelled.replica, m->cancelled.epoch, m->cancelled.request);
+    if (m->kind != MSG_TOKENS)
+        return;
+    for (uint32_t i = 0; i < m->tokens.tokens_n; i++)
+        if (m->tokens.tokens[i].finish != FINISH_NONE)
+            release(w, m->tokens.replica, m->tokens.epoch, m->tokens.tokens[i].request);
+}
+
+static void check_journal(struct world *w, const struct sim_client *c)
+{
+    struct coord_request_view v;
+    bool known = coord_request_find(w->coord, c->id, &v);
+    bool due = c->stage == CLIENT_LIVE || c->stage == CLIENT_FINISHED;
+    if (known != due)
+        world_fail(w, "request %" PRIu64 " is %s for its client, and the coordinator %s it", c->id,
+                   stage_names[c->stage], known ? "knows" : "does not know");
+    if (!known)
+        return;
+    if (v.tokens_n != c->seen_n ||
+        (v.tokens_n && v.tokens[v.tokens_n - 1] != c->seen[c->seen_n - 1]))
+        world_fail(w, "request %" PRIu64 ": the journal has %u tokens, the client saw %u", c->id,
+                   v.tokens_n, c->seen_n);
+    bool ended = v.state == COORD_REQ_CLOSING || v.state == COORD_REQ_DONE;
+    if (ended != (c->stage == CLIENT_FINISHED))
+        world_fail(w, "request %" PRIu64 " is %s for its client and %s in the coordinator", c->id,
+                   stage_names[c->stage], coord_request_state_name(v.state));
+}
+
+void clients_check(struct world *w)
+{
+    for (size_t i = 0; i < w->clients_n; i++)
+        if (w->clients[i].stage != CLIENT_NEW)
+            check_journal(w, &w->clients[i]);
+    struct coord_stats s;
+    coord_stats(w->coord, &s);
+    if (s.queued - s.queued_moved > w->opt.coord.queue_limit)
+        world_fail(w, "%u requests wait, %u may", s.queued, w->opt.coord.queue_limit);
+}

@@ -1,0 +1,318 @@
+// Named scenarios: a small cluster, a script, and the story of it in words. The stories are kept in
+// traces/ and compared exactly: they are the readable specification of who notices what, when, and
+// what then.
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "tests/sim/world.h"
+
+struct scenario {
+    const char *name;
+    const char *about; // first line of the trace
+    uint32_t replicas, stages, tensor, nodes;
+    uint32_t clients, tokens; // so many requests at 1000 ms, of so many tokens each
+    uint32_t until_ms;
+    void (*script)(struct world *w); // plans calls
+};
+
+// ---- what scripts are made of ----
+
+static void kill_node(struct world *w, int i)
+{
+    world_tell(w, "script > kill -9 node %s", w->nodes[i].name);
+    node_crash(w, i, false);
+}
+
+static void start_node(struct world *w, int i)
+{
+    world_tell(w, "script > start node %s", w->nodes[i].name);
+    node_start(w, i);
+}
+
+static void stop_node(struct world *w, int i)
+{
+    world_tell(w, "script > SIGSTOP node %s", w->nodes[i].name);
+    node_stop(w, i, true);
+}
+
+static void continue_node(struct world *w, int i)
+{
+    world_tell(w, "script > SIGCONT node %s", w->nodes[i].name);
+    node_stop(w, i, false);
+}
+
+static void hang_engine(struct world *w, int i)
+{
+    world_tell(w, "script > the engine of node %s hangs in a collective", w->nodes[i].name);
+    engine_mock_hang(w->nodes[i].engine, true);
+    w->nodes[i].woken = true;
+}
+
+static void unhang_engine(struct world *w, int i)
+{
+    world_tell(w, "script > the engine of node %s goes on", w->nodes[i].name);
+    engine_mock_hang(w->nodes[i].engine, false);
+    w->nodes[i].woken = true;
+}
+
+static void cut_off(struct world *w, int i)
+{
+    world_tell(w, "script > node %s cannot reach the coordinator", w->nodes[i].name);
+    net_partition(w, i, true);
+}
+
+static void heal(struct world *w, int i)
+{
+    world_tell(w, "script > node %s can reach it again", w->nodes[i].name);
+    net_partition(w, i, false);
+}
+
+static void nan_step(struct world *w, int i)
+{
+    world_tell(w, "script > the next step of node %s gives NaN", w->nodes[i].name);
+    engine_mock_fail_step(w->nodes[i].engine, 0, STATUS_NODE_NAN);
+}
+
+static void drain_node(struct world *w, int i)
+{
+    admin_send(w, COORD_DRAIN, w->nodes[i].name, 0);
+}
+
+static void undrain_node(struct world *w, int i)
+{
+    admin_send(w, COORD_UNDRAIN, w->nodes[i].name, 0);
+}
+
+static void replay_old_tokens(struct world *w, int i)
+{
+    static const struct token_out t = {.request = 1, .index = 40, .token = 7};
+    struct msg m = {.kind = MSG_TOKENS,
+                    .tokens = {.replica = 1, .epoch = 1, .tokens = &t, .tokens_n = 1}};
+    struct coord_stats before, after;
+    coord_stats(w->coord, &before);
+    world_tell(w, "script > node %s sends tokens of epoch 1, replica 1 is at epoch %" PRIu64,
+               w->nodes[i].name, w->epochs[1]);
+    world_coord(w, &(struct coord_event){.kind = COORD_NODE_MSG, .node = {w->nodes[i].conn, &m}});
+    coord_stats(w->coord, &after);
+    world_tell(w, "coord > %" PRIu64 " message of an old epoch dropped",
+               after.stale_dropped - before.stale_dropped);
+}
+
+static bool tell_replica(void *arg, const struct coord_replica_view *v)
+{
+    world_tell(arg, "coord > replica %" PRIu64 " is %s with %u requests", v->id,
+               coord_replica_state_name(v->state), v->running);
+    return true;
+}
+
+static void show(struct world *w, int arg)
+{
+    coord_each_replica(w->coord, tell_replica, w);
+}
+
+static void at(struct world *w, uint32_t ms, void (*fn)(struct world *, int), int node)
+{
+    world_call(w, SIM_MS(ms), fn, node - 1); // nodes by name
+}
+
+// ---- scenarios ----
+
+static void script_kill(struct world *w)
+{
+    at(w, 1200, kill_node, 2);
+    at(w, 1700, start_node, 2);
+}
+
+static void script_hang(struct world *w)
+{
+    at(w, 1200, hang_engine, 4);
+    at(w, 5000, unhang_engine, 4);
+}
+
+static void script_stop(struct world *w)
+{
+    at(w, 1200, stop_node, 1);
+    at(w, 4000, continue_node, 1);
+}
+
+static void script_drain(struct world *w)
+{
+    at(w, 1100, show, 1);
+    at(w, 1200, drain_node, 1);
+    at(w, 1400, show, 1);
+    at(w, 3000, undrain_node, 1);
+}
+
+static void script_restart(struct world *w)
+{
+    at(w, 60, kill_node, 2);
+    at(w, 300, start_node, 2);
+}
+
+static void script_partition(struct world *w)
+{
+    at(w, 1200, cut_off, 1);
+    at(w, 4000, heal, 1);
+}
+
+static void script_fencing(struct world *w)
+{
+    at(w, 1200, nan_step, 1);
+    at(w, 1900, replay_old_tokens, 1);
+}
+
+static void script_stop_string(struct world *w)
+{
+    w->clients[0].stop_at = 10;
+}
+
+static void script_reattach(struct world *w)
+{
+    w->clients[0].leave_us = SIM_MS(1100);
+    w->clients[0].return_us = SIM_MS(2500);
+    w->clients[1].leave_us = SIM_MS(1100); // and never comes back
+}
+
+static const struct scenario scenarios[] = {
+    {"kill-a-rank", "a rank is killed under load: its requests go on elsewhere, it comes back", 2,
+     2, 1, 4, 6, 60, 4000, script_kill},
+    {"hang", "a rank hangs in a collective: it is named, fenced, and used again when it moves", 2,
+     2, 1, 4, 6, 120, 7000, script_hang},
+    {"stopped-process", "a process is stopped and goes on later as a stale one", 2, 2, 1, 4, 6, 80,
+     5500, script_stop},
+    {"drain-under-load", "a node is drained: its replica hands over and is formed of a spare", 2, 2,
+     1, 5, 6, 80, 4000, script_drain},
+    {"restart-during-form", "a rank dies while the replica loads weights", 1, 2, 2, 4, 2, 20, 3000,
+     script_restart},
+    {"partition-and-heal", "a node is cut off from the coordinator, then heals", 2, 2, 1, 4, 6, 80,
+     5500, script_partition},
+    {"old-epoch-refused", "a step gives NaN; later tokens of the fenced epoch come: dropped", 1, 1,
+     1, 2, 2, 60, 3500, script_fencing},
+    {"stop-string", "the shell finds a stop string: the rest is cancelled", 1, 1, 1, 1, 1, 60, 2500,
+     script_stop_string},
+    {"re-attach", "one client drops its connection and comes back, one never does", 1, 1, 1, 1, 2,
+     250, 6000, script_reattach},
+};
+
+static void set_up(struct world *w, const struct scenario *s)
+{
+    w->scenario = s->name;
+    w->opt = (struct sim_options){
+        .replicas = s->replicas,
+        .stages = s->stages,
+        .tensor = s->tensor,
+        .nodes = s->nodes,
+        .hosts = 1,
+        .mock = mock_config_default(),
+        .delay_min_us = 1000,
+        .delay_max_us = 1000,
+        .pulse_channel = true,
+    };
+    struct mock_config *m = &w->opt.mock;
+    m->vocab = 1000;
+    m->max_context = 512;
+    m->kv_blocks = 256;
+    m->block_tokens = 16;
+    m->max_rows = 256;
+    m->max_seqs = 8;
+    m->form_us = SIM_MS(200);
+    m->step_us = SIM_MS(10);
+    m->row_us = 10;
+    m->detect_us = SIM_MS(20);
+    coord_config_default(&w->opt.coord);
+    w->opt.coord.grace_ms = 2000;
+    prng_seed(&w->prng, 1);
+}
+
+static void add_clients(struct world *w, const struct scenario *s)
+{
+    for (uint32_t i = 0; i < s->clients; i++) {
+        int32_t prompt[8];
+        for (uint32_t k = 0; k < 8; k++)
+            prompt[k] = (int32_t)(i * 8 + k);
+        struct coord_submit sub = {.prompt_n = 8,
+                                   .max_tokens = s->tokens,
+                                   .sampling = {.seed = 1, .top_p = 1, .repetition_penalty = 1}};
+        uint32_t c = client_add(w, &sub, prompt);
+        world_push(w, (struct sim_event){
+                          .at_us = SIM_MS(1000), .kind = SIM_CLIENT, .node = -1, .client = c});
+    }
+}
+
+static void run(const struct scenario *s, struct strbuf *out, bool print)
+{
+    struct world w = {.collect = out, .print = print, .messages = print};
+    strbuf_printf(out, "%s\n", s->about);
+    set_up(&w, s);
+    world_start(&w);
+    add_clients(&w, s);
+    s->script(&w);
+    while (world_step(&w, SIM_MS(s->until_ms)))
+        ;
+    uint64_t longest = 0;
+    for (size_t i = 0; i < w.clients_n; i++)
+        if (w.clients[i].longest_gap_us > longest)
+            longest = w.clients[i].longest_gap_us;
+    strbuf_printf(out, "%zu requests, %s, longest pause between two tokens %" PRIu64 " ms\n",
+                  w.clients_n, clients_finished(&w) ? "all ended" : "some not ended",
+                  longest / 1000);
+    world_finish(&w);
+}
+
+static bool same_as_file(const char *path, const struct strbuf *got)
+{
+    FILE *f = fopen(path, "rb");
+    if (!f)
+        return false;
+    char *kept = malloc(got->n + 1);
+    size_t n = kept ? fread(kept, 1, got->n + 1, f) : 0;
+    bool same = kept && n == got->n && memcmp(kept, got->v, n) == 0;
+    free(kept);
+    fclose(f);
+    return same;
+}
+
+static bool write_file(const char *path, const struct strbuf *text)
+{
+    FILE *f = fopen(path, "wb");
+    bool ok = f && fwrite(text->v, 1, text->n, f) == text->n;
+    if (f && fclose(f) != 0)
+        ok = false;
+    if (!ok)
+        perror(path);
+    return ok;
+}
+
+int golden_run(const char *dir, bool bless)
+{
+    int bad = 0;
+    for (size_t i = 0; i < sizeof scenarios / sizeof *scenarios; i++) {
+        struct strbuf got = {0};
+        char path[1024];
+        snprintf(path, sizeof path, "%s/%s.txt", dir, scenarios[i].name);
+        run(&scenarios[i], &got, false);
+        bool ok = bless ? write_file(path, &got) : same_as_file(path, &got);
+        printf("%s %s\n", ok ? (bless ? "wrote" : "same") : "DIFFERS", path);
+        if (!ok)
+            printf("%s", got.v);
+        bad += !ok;
+        strbuf_finish(&got);
+    }
+    return bad;
+}
+
+bool golden_print(const char *name)
+{
+    for (size_t i = 0; i < sizeof scenarios / sizeof *scenarios; i++) {
+        if (strcmp(scenarios[i].name, name) != 0)
+            continue;
+        struct strbuf out = {0};
+        run(&scenarios[i], &out, true);
+        printf("---- the golden trace ----\n%s", out.v);
+        strbuf_finish(&out);
+        return true;
+    }
+    return false;
+}

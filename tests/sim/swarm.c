@@ -1,0 +1,235 @@
+// A run from a seed: sizes, limits, clients and fault classes are drawn at random ("swarm testing",
+// Groce et al., ISSTA'12: leaving whole classes out finds more than a bit of everything). After a
+// while everything is healed, and then every accepted request must end, every replica must serve
+// again, and nothing may be left over.
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "tests/sim/world.h"
+
+struct swarm {
+    bool classes[FAULT_CLASSES];
+    uint32_t classes_n;
+    uint64_t mean_gap_us; // between two faults
+    uint64_t heal_us;
+};
+
+static void draw_mock(struct world *w)
+{
+    struct mock_config *m = &w->opt.mock;
+    *m = mock_config_default();
+    m->vocab = (uint32_t)world_between(w, 50, 5000);
+    m->block_tokens = world_chance(w, 0.5) ? 4 : 16;
+    m->max_context = (uint32_t)world_between(w, 96, 200);
+    m->max_seqs = (uint32_t)world_between(w, 1, 8);
+    uint32_t per_seq = m->max_context / m->block_tokens + 1;
+    m->kv_blocks = per_seq * (uint32_t)world_between(w, 1, m->max_seqs) + 2;
+    m->max_rows = (uint32_t)world_between(w, 16, 128);
+    m->fingerprint = 0xfeed;
+    m->form_us = SIM_MS(world_between(w, 20, 800));
+    m->step_us = world_between(w, 1000, 20000);
+    m->row_us = world_between(w, 1, 100);
+    m->detect_us = world_between(w, 1000, 50000);
+    m->link_timeout_us = SIM_S(5);
+}
+
+static void draw_coord(struct world *w)
+{
+    struct coord_config *k = &w->opt.coord;
+    coord_config_default(k);
+    k->warmup_timeout_ms = 10000;
+    k->reload_timeout_ms = 3000;
+    k->backoff_max_ms = 2000;
+    k->stable_ms = 3000;
+    k->default_deadline_ms = 0;
+    k->grace_ms = (uint32_t)world_between(w, 200, 3000);
+    k->retention_ms = (uint32_t)world_between(w, 100, 3000);
+    k->poison_faults = k->poison_losses = 1000; // no request of a swarm is to blame
+    if (world_chance(w, 0.3))
+        k->queue_limit = (uint32_t)world_between(w, 1, 10);
+    if (world_chance(w, 0.2))
+        k->retain_limit = (uint32_t)world_between(w, 0, 5);
+}
+
+static void draw_options(struct world *w)
+{
+    struct sim_options *o = &w->opt;
+    o->replicas = (uint32_t)world_between(w, 1, 4);
+    o->stages = (uint32_t)world_between(w, 1, 3);
+    o->tensor = (uint32_t)world_between(w, 1, world_chance(w, 0.3) ? 3 : 2);
+    o->nodes = o->replicas * o->stages * o->tensor + (uint32_t)world_between(w, 0, 2);
+    o->hosts = (uint32_t)world_between(w, 1, o->nodes);
+    o->delay_min_us = world_between(w, 50, 1000);
+    o->delay_max_us = o->delay_min_us + world_between(w, 0, 20000);
+    o->pulse_channel = world_chance(w, 0.5);
+    o->late = world_chance(w, 0.5);
+    draw_mock(w);
+    draw_coord(w);
+}
+
+static void draw_stop_ids(struct world *w, struct coord_submit *s)
+{
+    if (!world_chance(w, 0.3))
+        return;
+    s->stop_ids_n = (uint32_t)world_between(w, 1, 3);
+    for (uint32_t i = 0; i < s->stop_ids_n; i++)
+        s->stop_ids[i] = (int32_t)prng_below(&w->prng, w->opt.mock.vocab);
+}
+
+static uint64_t maybe(struct world *w, double p, uint64_t from_us, uint64_t span_us)
+{
+    return world_chance(w, p) ? from_us + prng_below(&w->prng, span_us) : 0;
+}
+
+static void draw_client(struct world *w, uint64_t span_us)
+{
+    static const struct sampling greedy = {.seed = 1, .top_p = 1, .repetition_penalty = 1};
+    int32_t prompt[64];
+    struct coord_submit s = {.sampling = greedy};
+    s.prompt_n = (uint32_t)world_between(w, 1, 48);
+    // A few families of prompts share their beginnings.
+    uint64_t family = world_between(w, 0, 3);
+    for (uint32_t i = 0; i < s.prompt_n; i++)
+        prompt[i] = (int32_t)(i < 24 && family ? (family * 7 + i) % w->opt.mock.vocab
+                                               : prng_below(&w->prng, w->opt.mock.vocab));
+    s.max_tokens = world_chance(w, 0.1) ? 0 : (uint32_t)world_between(w, 1, 48);
+    s.band = (uint8_t)world_between(w, 0, 9);
+    s.session = world_chance(w, 0.3) ? world_between(w, 1, 5) : 0;
+    s.deadline_us = maybe(w, 0.1, SIM_MS(200), SIM_S(5)); // after the submit
+    draw_stop_ids(w, &s);
+    uint32_t i = client_add(w, &s, prompt);
+    struct sim_client *c = &w->clients[i];
+    uint64_t at = prng_below(&w->prng, span_us);
+    c->stop_at = world_chance(w, 0.15) ? (uint32_t)world_between(w, 1, 30) : 0;
+    c->cancel_us = maybe(w, 0.1, at, SIM_S(3));
+    c->leave_us = maybe(w, 0.25, at, SIM_S(2));
+    c->return_us = c->leave_us ? maybe(w, 0.8, c->leave_us, SIM_S(3)) : 0;
+    world_push(w, (struct sim_event){.at_us = at, .kind = SIM_CLIENT, .node = -1, .client = i});
+}
+
+static void draw_faults(struct world *w, struct swarm *s)
+{
+    for (int f = 0; f < FAULT_CLASSES; f++) {
+        s->classes[f] = world_chance(w, 0.35);
+        s->classes_n += s->classes[f];
+    }
+    s->mean_gap_us = SIM_MS(world_between(w, 60, 2000));
+    s->heal_us = SIM_S(world_between(w, 3, 12));
+}
+
+static void some_fault(struct world *w, const struct swarm *s)
+{
+    uint64_t k = prng_below(&w->prng, s->classes_n);
+    for (int f = 0; f < FAULT_CLASSES; f++)
+        if (s->classes[f] && k-- == 0) {
+            fault_inject(w, (enum fault_class)f);
+            return;
+        }
+}
+
+static void run_until(struct world *w, uint64_t t_us)
+{
+    while (world_step(w, t_us))
+        ;
+    w->now_us = t_us;
+}
+
+static void run_faults(struct world *w, const struct swarm *s, uint64_t until_us)
+{
+    while (s->classes_n && w->now_us < s->heal_us && w->now_us < until_us) {
+        uint64_t next = w->now_us + (uint64_t)prng_exp(&w->prng, (double)s->mean_gap_us) + 1;
+        run_until(w, next < s->heal_us ? next : s->heal_us);
+        if (w->now_us < s->heal_us)
+            some_fault(w, s);
+    }
+    run_until(w, s->heal_us < until_us ? s->heal_us : until_us);
+}
+
+static bool note_unfinished(void *arg, const struct coord_request_view *v)
+{
+    struct world *w = arg;
+    if (v->state <= COORD_REQ_CLOSING)
+        world_trace(w, "left over: request %" PRIu64 " is %s, replica %" PRIu64 ", token %u", v->id,
+                    coord_request_state_name(v->state), v->replica, v->tokens_n);
+    return true;
+}
+
+static bool note_unready(void *arg, const struct coord_replica_view *v)
+{
+    struct world *w = arg;
+    if (v->state != COORD_REPLICA_READY)
+        world_trace(w, "left over: replica %" PRIu64 " is %s: %s", v->id,
+                    coord_replica_state_name(v->state), v->fault);
+    return true;
+}
+
+static bool note_node(void *arg, const struct coord_node_view *v)
+{
+    world_trace(arg, "left over: node %s is %s", v->name, coord_node_state_name(v->state));
+    return true;
+}
+
+static bool settled(struct world *w)
+{
+    struct coord_stats s;
+    coord_stats(w->coord, &s);
+    uint32_t sequences = 0;
+    for (uint32_t i = 0; i < w->opt.nodes; i++)
+        sequences += node_sequences(w->nodes[i].core);
+    return clients_finished(w) && s.replicas_ready == w->opt.replicas && !s.retained &&
+           s.credits_free == s.credits && !sequences && s.nodes == w->opt.nodes &&
+           w->admin_sent == w->admin_done;
+}
+
+static void check_liveness(struct world *w, uint64_t bound_us)
+{
+    uint64_t until = w->now_us + bound_us;
+    while (!settled(w) && w->now_us < until)
+        run_until(w, w->now_us + SIM_MS(500));
+    if (settled(w))
+        return;
+    coord_each_request(w->coord, note_unfinished, w);
+    coord_each_replica(w->coord, note_unready, w);
+    coord_each_node(w->coord, note_node, w);
+    world_fail(w,
+               "not all requests ended, not all replicas serve, or work is left over, %" PRIu64
+               " s after the last "
+               "fault; commands sent %" PRIu64 ", answered %" PRIu64,
+               bound_us / 1000000, w->admin_sent, w->admin_done);
+}
+
+static void report(const struct world *w, struct swarm_report *sum)
+{
+    struct coord_stats s;
+    coord_stats(w->coord, &s);
+    sum->steps += w->steps;
+    sum->tokens += w->tokens;
+    sum->requests += w->clients_n;
+    sum->moves += s.moves;
+    sum->fences += s.fences;
+    sum->stale += w->stale_offered;
+    sum->virtual_us += w->now_us;
+}
+
+void swarm_run(uint64_t seed, bool print, uint64_t until_us, struct swarm_report *sum)
+{
+    struct world w = {.seed = seed, .print = print, .messages = print};
+    struct swarm s = {0};
+    prng_seed(&w.prng, seed);
+    draw_options(&w);
+    draw_faults(&w, &s);
+    uint32_t clients = (uint32_t)world_between(&w, 1, 40);
+    world_trace(&w, "%u replicas of %u x %u on %u nodes, %u clients", w.opt.replicas, w.opt.stages,
+                w.opt.tensor, w.opt.nodes, clients);
+    world_start(&w);
+    for (uint32_t i = 0; i < clients; i++)
+        draw_client(&w, s.heal_us);
+    run_faults(&w, &s, until_us);
+    if (w.now_us < until_us) {
+        faults_heal(&w);
+        check_liveness(&w, SIM_S(180));
+    }
+    report(&w, sum);
+    world_finish(&w);
+}

@@ -1,0 +1,610 @@
+// Clock, event queue, and the two shells: what libuv does in production is done here with a heap of
+// events.
+#include "tests/sim/world.h"
+
+#include <inttypes.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/mem.h"
+
+struct world *world_current;
+
+// ---- chance and words ----
+
+uint64_t world_between(struct world *w, uint64_t lo, uint64_t hi)
+{
+    return lo >= hi ? lo : lo + prng_below(&w->prng, hi - lo + 1);
+}
+
+bool world_chance(struct world *w, double p)
+{
+    return prng_unit(&w->prng) < p;
+}
+
+static void keep_line(struct world *w, const char *text, bool tell)
+{
+    char line[640];
+    snprintf(line, sizeof line, "[%5" PRIu64 "] %s\n", w->now_us / 1000, text);
+    char **slot = &w->lines[w->lines_n++ % (sizeof w->lines / sizeof *w->lines)];
+    free(*slot);
+    *slot = mem_strdup(line);
+    if (w->print)
+        fputs(line, stdout);
+    if (tell && w->collect)
+        strbuf_puts(w->collect, line);
+}
+
+void world_trace(struct world *w, const char *fmt, ...)
+{
+    char text[600];
+    va_list ap;
+    va_start(ap, fmt);
+    vsnprintf(text, sizeof text, fmt, ap);
+    va_end(ap);
+    keep_line(w, text, false);
+}
+
+void world_tell(struct world *w, const char *fmt, ...)
+{
+    char text[600];
+    va_list ap;
+    va_start(ap, fmt);
+    vsnprintf(text, sizeof text, fmt, ap);
+    va_end(ap);
+    keep_line(w, text, true);
+}
+
+static void write_all(const char *s)
+{
+    size_t n = strlen(s);
+    while (n > 0) {
+        ssize_t k = write(STDERR_FILENO, s, n);
+        if (k <= 0)
+            return;
+        s += k;
+        n -= (size_t)k;
+    }
+}
+
+void world_dump(const struct world *w)
+{
+    size_t ring = sizeof w->lines / sizeof *w->lines;
+    uint64_t from = w->lines_n > ring ? w->lines_n - ring : 0;
+    write_all("the last lines:\n");
+    for (uint64_t i = from; i < w->lines_n; i++)
+        write_all(w->lines[i % ring]);
+    char text[96];
+    if (w->scenario)
+        snprintf(text, sizeof text, "replay: tests/sim --scenario %s\n", w->scenario);
+    else
+        snprintf(text, sizeof text, "replay: tests/sim --seed %" PRIu64 "\n", w->seed);
+    write_all(text);
+}
+
+void world_fail(struct world *w, const char *fmt, ...)
+{
+    char text[400];
+    va_list ap;
+    va_start(ap, fmt);
+    vsnprintf(text, sizeof text, fmt, ap);
+    va_end(ap);
+    world_trace(w, "VIOLATED: %s", text);
+    abort(); // the handler of SIGABRT dumps
+}
+
+// ---- event queue ----
+
+static bool before(const struct sim_event *a, const struct sim_event *b)
+{
+    return a->at_us != b->at_us ? a->at_us < b->at_us : a->order < b->order;
+}
+
+void world_push(struct world *w, struct sim_event ev)
+{
+    MEM_GROW(w->heap, w->heap_n, w->heap_cap);
+    ev.order = ++w->order;
+    size_t i = w->heap_n++;
+    for (; i > 0 && before(&ev, &w->heap[(i - 1) / 2]); i = (i - 1) / 2)
+        w->heap[i] = w->heap[(i - 1) / 2];
+    w->heap[i] = ev;
+}
+
+static struct sim_event pop(struct world *w)
+{
+    struct sim_event top = w->heap[0], last = w->heap[--w->heap_n];
+    size_t i = 0;
+    for (;;) {
+        size_t child = 2 * i + 1;
+        if (child + 1 < w->heap_n && before(&w->heap[child + 1], &w->heap[child]))
+            child++;
+        if (child >= w->heap_n || !before(&w->heap[child], &last))
+            break;
+        w->heap[i] = w->heap[child];
+        i = child;
+    }
+    w->heap[i] = last;
+    return top;
+}
+
+void world_call(struct world *w, uint64_t at_us, void (*fn)(struct world *, int), int arg)
+{
+    world_push(
+        w, (struct sim_event){.at_us = at_us, .kind = SIM_CALL, .node = -1, .fn = fn, .arg = arg});
+}
+
+// ---- the coordinator's shell ----
+
+static bool note_replica(void *arg, const struct coord_replica_view *v)
+{
+    struct world *w = arg;
+    w->epochs[v->id] = v->epoch;
+    w->max_seqs[v->id] = v->credits;
+    if (v->running > v->credits && v->credits)
+        world_fail(w, "replica %" PRIu64 " has %u requests and %u credits", v->id, v->running,
+                   v->credits);
+    return true;
+}
+
+void world_views(struct world *w)
+{
+    coord_each_replica(w->coord, note_replica, w);
+}
+
+static void coord_action(struct world *w, const struct coord_action *a)
+{
+    switch (a->kind) {
+    case COORD_SEND:
+        if (a->send.msg->kind == MSG_DISPATCH)
+            client_dispatched(w, &a->send.msg->dispatch);
+        net_send_node(w, a->send.conn, a->send.msg);
+        break;
+    case COORD_CLOSE_CONN:
+        world_trace(w, "coord > close connection %" PRIu64 ": %s", a->close.conn, a->close.text);
+        net_closed_by_coord(w, a->close.conn);
+        break;
+    case COORD_SET_TIMER:
+        w->coord_timer_gen++;
+        if (a->timer.at_us != UINT64_MAX)
+            world_push(w, (struct sim_event){.at_us = a->timer.at_us,
+                                             .kind = SIM_COORD_TIMER,
+                                             .node = -1,
+                                             .gen = w->coord_timer_gen});
+        break;
+    case COORD_TRACE:
+        if (a->trace.level >= LOG_INFO)
+            world_tell(w, "%s", a->trace.text);
+        else
+            world_trace(w, "%s", a->trace.text);
+        break;
+    case COORD_ADMIN_DONE:
+        w->admin_done++;
+        world_tell(w, "operator < %s: %s", status_name(a->admin_done.status), a->admin_done.text);
+        break;
+    case COORD_QUEUED:
+    case COORD_TOKENS:
+    case COORD_DONE:
+    case COORD_REFUSED:
+    case COORD_FORGET:
+        client_action(w, a);
+        break;
+    }
+}
+
+// Does this event carry work of an epoch or a connection that no longer counts?
+static bool is_stale(struct world *w, const struct coord_event *ev)
+{
+    if (ev->kind != COORD_NODE_MSG || ev->node.msg->kind != MSG_TOKENS)
+        return false;
+    const struct msg_tokens *t = &ev->node.msg->tokens;
+    const struct sim_conn *k = &w->conns[ev->node.conn - 1];
+    bool stale =
+        !k->coord_open || t->replica > w->opt.replicas || w->epochs[t->replica] != t->epoch;
+    w->stale_offered += stale;
+    return stale;
+}
+
+void world_coord(struct world *w, struct coord_event *ev)
+{
+    struct coord_actions out;
+    ev->now_us = w->now_us;
+    bool stale = is_stale(w, ev);
+    coord_step(w->coord, ev, &out);
+    w->steps++;
+    coord_check(w->coord);
+    world_views(w);
+    if (ev->kind == COORD_NODE_MSG && !stale)
+        client_released(w, ev->node.msg);
+    for (size_t i = 0; i < out.n; i++) {
+        if (stale && out.v[i].kind == COORD_TOKENS)
+            world_fail(w, "tokens of an old epoch were accepted");
+        coord_action(w, &out.v[i]);
+    }
+    clients_check(w);
+}
+
+// ---- the nodes' shell ----
+
+bool node_runs(const struct sim_node *n)
+{
+    return n->alive && !n->stopped;
+}
+
+static void note_wake(void *ctx)
+{
+    *(bool *)ctx = true;
+}
+
+void node_reschedule(struct world *w, int i)
+{
+    struct sim_node *n = &w->nodes[i];
+    n->woken = false;
+    if (!n->alive)
+        return;
+    uint64_t due = engine_mock_next_due(n->engine);
+    n->engine_gen++;
+    if (due != UINT64_MAX)
+        world_push(w, (struct sim_event){.at_us = due > w->now_us ? due : w->now_us,
+                                         .kind = SIM_ENGINE,
+                                         .node = i,
+                                         .gen = n->engine_gen});
+}
+
+static void node_event(struct world *w, int i, struct node_event *ev);
+
+static void submit_plan(struct world *w, int i, const struct step_plan *plan)
+{
+    struct sim_node *n = &w->nodes[i];
+    enum status s = n->engine->ops->submit(n->engine, plan);
+    if (s > 0)
+        world_fail(w, "node %s: the engine was full", n->name);
+}
+
+static void node_act(struct world *w, int i, const struct node_action *a)
+{
+    struct sim_node *n = &w->nodes[i];
+    switch (a->kind) {
+    case NODE_ACT_SEND:
+        if (n->conn)
+            net_send_coord(w, n->conn, &a->msg);
+        break;
+    case NODE_ACT_FORM:
+        n->engine->ops->form(n->engine, a->form);
+        break;
+    case NODE_ACT_LINK:
+        n->engine->ops->link(n->engine, a->link);
+        break;
+    case NODE_ACT_DISSOLVE:
+        n->engine->ops->dissolve(n->engine, a->epoch);
+        break;
+    case NODE_ACT_SUBMIT:
+        submit_plan(w, i, a->plan);
+        break;
+    case NODE_ACT_TIMER:
+        n->timer_gen++;
+        if (a->at_us != UINT64_MAX)
+            world_push(
+                w, (struct sim_event){
+                       .at_us = a->at_us, .kind = SIM_NODE_TIMER, .node = i, .gen = n->timer_gen});
+        break;
+    case NODE_ACT_TRACE:
+        world_trace(w, "node %s > %s", n->name, a->text);
+        break;
+    }
+}
+
+static void node_event(struct world *w, int i, struct node_event *ev)
+{
+    struct sim_node *n = &w->nodes[i];
+    struct node_actions out;
+    ev->now_us = w->now_us;
+    node_step(n->core, ev, &out);
+    w->steps++;
+    for (size_t k = 0; k < out.n; k++)
+        node_act(w, i, &out.v[k]);
+    node_check(n->core);
+    node_pulse_turn(node_pulse(n->core), w->now_us);
+    n->woken = true; // its engine may have got something to do
+}
+
+static void node_poll(struct world *w, int i)
+{
+    struct sim_node *n = &w->nodes[i];
+    struct engine_event ev;
+    while (n->alive && n->engine->ops->poll(n->engine, &ev))
+        node_event(w, i, &(struct node_event){.kind = NODE_EV_ENGINE, .engine = &ev});
+    n->woken = true;
+}
+
+static void node_pulse_tick(struct world *w, int i, uint64_t gen)
+{
+    struct sim_node *n = &w->nodes[i];
+    uint64_t conn = w->opt.pulse_channel ? n->pulse_conn : n->conn;
+    if (!n->stopped) {
+        if (!n->stuck)
+            node_pulse_turn(node_pulse(n->core), w->now_us);
+        struct rank_progress p = n->engine->ops->progress(n->engine, w->now_us);
+        struct msg m = {.kind = MSG_HEARTBEAT};
+        node_heartbeat(node_pulse(n->core), &p, w->now_us, &m.heartbeat);
+        if (conn && (w->opt.pulse_channel || !n->stuck))
+            net_send_coord(w, conn, &m);
+    }
+    world_push(w, (struct sim_event){.at_us = w->now_us + SIM_MS(w->opt.coord.heartbeat_ms),
+                                     .kind = SIM_PULSE,
+                                     .node = i,
+                                     .gen = gen});
+}
+
+void node_start(struct world *w, int i)
+{
+    struct sim_node *n = &w->nodes[i];
+    if (n->alive)
+        return;
+    n->alive = true;
+    n->stopped = n->stuck = false;
+    n->incarnation++;
+    n->gen++;
+    n->conn = n->pulse_conn = 0;
+    n->core = node_create(&(struct node_config){.form_timeout_us = SIM_S(60)});
+    n->engine = engine_mock_create(&(struct engine_mock_args){
+        .config = &w->opt.mock, .fabric = w->fabric, .wake = note_wake, .wake_ctx = &n->woken});
+    world_push(
+        w, (struct sim_event){.at_us = w->now_us, .kind = SIM_CONNECT, .node = i, .gen = n->gen});
+    world_push(w, (struct sim_event){.at_us = w->now_us + world_between(w, 1000, 100000),
+                                     .kind = SIM_PULSE,
+                                     .node = i,
+                                     .gen = n->gen});
+}
+
+static void inbox_clear(struct sim_inbox *b)
+{
+    for (size_t i = 0; i < b->n; i++)
+        msg_free(b->v[i].msg);
+    b->n = 0;
+}
+
+static void node_free(struct sim_node *n)
+{
+    if (!n->alive)
+        return;
+    n->engine->ops->destroy(n->engine);
+    node_destroy(n->core);
+    n->alive = false;
+    n->gen++;
+    n->engine_gen++;
+    n->timer_gen++;
+    inbox_clear(&n->waiting);
+}
+
+void node_crash(struct world *w, int i, bool silent)
+{
+    struct sim_node *n = &w->nodes[i];
+    if (!n->alive)
+        return;
+    node_free(n);
+    if (n->conn)
+        net_process_gone(w, n->conn, silent);
+    if (n->pulse_conn)
+        net_process_gone(w, n->pulse_conn, silent);
+    n->conn = n->pulse_conn = 0;
+}
+
+static void node_catch_up(struct world *w, struct sim_node *n)
+{
+    struct sim_inbox b = n->waiting;
+    n->waiting = (struct sim_inbox){0};
+    for (size_t k = 0; k < b.n; k++) {
+        b.v[k].at_us = w->now_us;
+        world_push(w, b.v[k]);
+    }
+    free(b.v);
+}
+
+void node_stop(struct world *w, int i, bool stopped)
+{
+    struct sim_node *n = &w->nodes[i];
+    if (!n->alive || n->stopped == stopped)
+        return;
+    n->stopped = stopped;
+    engine_mock_hang(n->engine, stopped);
+    n->woken = true;
+    if (!stopped && !n->stuck)
+        node_catch_up(w, n);
+}
+
+void node_stick(struct world *w, int i, bool stuck)
+{
+    struct sim_node *n = &w->nodes[i];
+    if (!n->alive || n->stuck == stuck)
+        return;
+    n->stuck = stuck;
+    n->woken = true;
+    if (!stuck && !n->stopped)
+        node_catch_up(w, n);
+}
+
+// Events for a process that stands still wait until it goes on.
+static bool node_defers(struct world *w, struct sim_event *ev)
+{
+    if (ev->node < 0 || ev->kind == SIM_TO_COORD || ev->kind == SIM_COORD_DOWN ||
+        ev->kind == SIM_PULSE)
+        return false;
+    struct sim_node *n = &w->nodes[ev->node];
+    if (!n->alive || (!n->stopped && !n->stuck))
+        return false;
+    MEM_GROW(n->waiting.v, n->waiting.n, n->waiting.cap);
+    n->waiting.v[n->waiting.n++] = *ev;
+    ev->msg = NULL;
+    return true;
+}
+
+// ---- the loop ----
+
+static void to_coord(struct world *w, struct sim_event *ev)
+{
+    struct coord_event e = {.kind = COORD_NODE_MSG, .node = {ev->conn, ev->msg}};
+    if (ev->msg->kind == MSG_HELLO) {
+        e.kind = COORD_NODE_UP;
+        w->conns[ev->conn - 1].coord_open = true;
+    }
+    if (w->messages && ev->msg->kind != MSG_HEARTBEAT) {
+        char text[200];
+        msg_describe(ev->msg, text, sizeof text);
+        world_trace(w, "coord < node %s: %s", w->nodes[ev->node].name, text);
+    }
+    world_coord(w, &e);
+}
+
+static void to_node(struct world *w, struct sim_event *ev)
+{
+    struct sim_node *n = &w->nodes[ev->node];
+    if (ev->conn != n->conn)
+        return; // a connection that the process has closed; or heartbeats, which nobody answers
+    if (ev->msg->kind == MSG_WELCOME) {
+        if (w->opt.pulse_channel && !n->pulse_conn)
+            net_connect(w, ev->node);
+        return;
+    }
+    if (w->messages) {
+        char text[200];
+        msg_describe(ev->msg, text, sizeof text);
+        world_trace(w, "node %s < %s", n->name, text);
+    }
+    node_event(w, ev->node, &(struct node_event){.kind = NODE_EV_MSG, .msg = ev->msg});
+}
+
+static void node_down(struct world *w, struct sim_event *ev)
+{
+    struct sim_node *n = &w->nodes[ev->node];
+    struct sim_conn *k = &w->conns[ev->conn - 1];
+    k->node_open = false;
+    if (n->pulse_conn == ev->conn)
+        n->pulse_conn = 0;
+    if (n->conn != ev->conn)
+        return;
+    n->conn = 0;
+    if (n->pulse_conn) { // the shell closes its second connection with the first
+        net_half_open(w, n->pulse_conn, true);
+        n->pulse_conn = 0;
+    }
+    node_event(w, ev->node, &(struct node_event){.kind = NODE_EV_COORD_DOWN});
+    world_push(w, (struct sim_event){.at_us = w->now_us + world_between(w, 20000, 200000),
+                                     .kind = SIM_CONNECT,
+                                     .node = ev->node,
+                                     .gen = n->gen});
+}
+
+static void handle(struct world *w, struct sim_event *ev)
+{
+    struct sim_node *n = ev->node >= 0 ? &w->nodes[ev->node] : NULL;
+    switch (ev->kind) {
+    case SIM_TO_COORD:
+        to_coord(w, ev);
+        break;
+    case SIM_TO_NODE:
+        if (n->alive)
+            to_node(w, ev);
+        break;
+    case SIM_COORD_DOWN:
+        w->conns[ev->conn - 1].coord_open = false;
+        world_coord(w, &(struct coord_event){.kind = COORD_NODE_DOWN, .node = {ev->conn, NULL}});
+        break;
+    case SIM_NODE_DOWN:
+        if (n->alive)
+            node_down(w, ev);
+        break;
+    case SIM_CONNECT:
+        if (!n->alive || ev->gen != n->gen || n->conn)
+            break;
+        net_connect(w, ev->node);
+        if (n->conn)
+            node_event(w, ev->node, &(struct node_event){.kind = NODE_EV_COORD_UP});
+        break;
+    case SIM_PULSE:
+        if (n->alive && ev->gen == n->gen)
+            node_pulse_tick(w, ev->node, ev->gen);
+        break;
+    case SIM_ENGINE:
+        if (n->alive && ev->gen == n->engine_gen)
+            node_poll(w, ev->node);
+        break;
+    case SIM_NODE_TIMER:
+        if (n->alive && ev->gen == n->timer_gen)
+            node_event(w, ev->node, &(struct node_event){.kind = NODE_EV_TIMER});
+        break;
+    case SIM_COORD_TIMER:
+        if (ev->gen == w->coord_timer_gen)
+            world_coord(w, &(struct coord_event){.kind = COORD_TIMER});
+        break;
+    case SIM_CLIENT:
+        client_run(w, ev->client);
+        break;
+    case SIM_CALL:
+        ev->fn(w, ev->arg);
+        break;
+    }
+}
+
+bool world_step(struct world *w, uint64_t until_us)
+{
+    if (!w->heap_n || w->heap[0].at_us > until_us)
+        return false;
+    struct sim_event ev = pop(w);
+    w->now_us = ev.at_us;
+    if (!net_intercept(w, &ev) && !node_defers(w, &ev))
+        handle(w, &ev);
+    msg_free(ev.msg);
+    for (uint32_t i = 0; i < w->opt.nodes; i++)
+        if (w->nodes[i].woken)
+            node_reschedule(w, (int)i);
+    return true;
+}
+
+static uint64_t world_clock(void *ctx)
+{
+    return ((const struct world *)ctx)->now_us;
+}
+
+void world_start(struct world *w)
+{
+    struct errmsg err = {0};
+    world_current = w;
+    w->fabric = mock_fabric_create(world_clock, w);
+    w->opt.coord.model_dir = "models/sample";
+    w->opt.coord.replicas = w->opt.replicas;
+    w->opt.coord.stages = w->opt.stages;
+    w->opt.coord.tensor = w->opt.tensor;
+    w->opt.coord.trace = LOG_DEBUG;
+    w->coord = coord_create(&w->opt.coord, &err);
+    if (!w->coord)
+        world_fail(w, "%s", err.text);
+    for (uint32_t i = 0; i < w->opt.nodes; i++) {
+        snprintf(w->nodes[i].name, sizeof w->nodes[i].name, "%u", i + 1);
+        snprintf(w->nodes[i].host, sizeof w->nodes[i].host, "host%u", i % w->opt.hosts);
+        w->nodes[i].incarnation = 100 * (i + 1);
+        node_start(w, (int)i);
+    }
+}
+
+void world_finish(struct world *w)
+{
+    for (size_t i = 0; i < w->heap_n; i++)
+        msg_free(w->heap[i].msg);
+    free(w->heap);
+    for (uint32_t i = 0; i < w->opt.nodes; i++) {
+        node_free(&w->nodes[i]);
+        inbox_clear(&w->nodes[i].held);
+        free(w->nodes[i].held.v);
+        free(w->nodes[i].waiting.v);
+    }
+    mock_fabric_destroy(w->fabric);
+    coord_destroy(w->coord);
+    clients_free(w);
+    free(w->conns);
+    for (size_t i = 0; i < sizeof w->lines / sizeof *w->lines; i++)
+        free(w->lines[i]);
+    world_current = NULL;
+}

@@ -1,0 +1,221 @@
+// The simulated world: one coordinator core, many node cores with mock engines, and the network
+// between them, all on one virtual clock. It is a second shell for the same cores that run in
+// production. Everything that is random comes from one generator, so a seed replays a run.
+//
+//   world.c    clock and event queue; the shells of coordinator and nodes
+//   network.c  connections: delay, order, break, half-open, partition
+//   clients.c  who asks, stops, leaves and comes back; checks every token
+//   faults.c   what goes wrong
+//   swarm.c    sizes and faults drawn from a seed; the run; liveness
+//   golden.c   named scenarios whose traces in words are kept in traces/
+#pragma once
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/prng.h"
+#include "base/strbuf.h"
+#include "coordinator/coord.h"
+#include "node/engine_mock.h"
+#include "node/node.h"
+
+enum { SIM_NODES = 48 };
+#define SIM_MS(x) ((uint64_t)(x)*1000)
+#define SIM_S(x)  ((uint64_t)(x)*1000000)
+
+enum sim_kind {
+    SIM_TO_COORD,   // msg arrives on conn
+    SIM_TO_NODE,    // msg arrives on conn
+    SIM_COORD_DOWN, // the coordinator's side of conn notices that it broke
+    SIM_NODE_DOWN,  // the node's side
+    SIM_CONNECT,    // node tries to connect
+    SIM_PULSE,      // node's heartbeat thread
+    SIM_ENGINE,     // node's engine may have something
+    SIM_NODE_TIMER,
+    SIM_COORD_TIMER,
+    SIM_CLIENT, // client does what it planned
+    SIM_CALL,   // a fault or a scripted line: fn(world, arg)
+};
+
+struct world;
+
+struct sim_event {
+    uint64_t at_us, order;
+    enum sim_kind kind;
+    int node;     // index; -1 = none
+    uint64_t gen; // of what it belongs to; another one now = void
+    uint64_t conn;
+    struct msg *msg; // owned
+    uint32_t client;
+    void (*fn)(struct world *w, int arg);
+    int arg;
+};
+
+struct sim_conn {
+    int node;
+    uint64_t incarnation; // of the process that opened it
+    bool pulse;
+    bool coord_open, node_open;
+    bool broken;                      // what is under way may be lost
+    uint64_t to_coord_us, to_node_us; // last arrival: keeps the order of TCP
+};
+
+struct sim_inbox { // events that wait: the process stands still, or the network does not deliver
+    struct sim_event *v;
+    size_t n, cap;
+};
+
+struct sim_node {
+    char name[16], host[16];
+    bool alive;
+    bool stopped;              // SIGSTOP: nothing of it runs
+    bool stuck;                // its loop does not turn, its heartbeat thread does
+    bool partitioned;          // no packet in or out
+    uint64_t incarnation, gen; // gen: of its engine and timers
+    uint64_t conn, pulse_conn; // 0 = none
+    struct node *core;
+    struct engine *engine;
+    uint64_t engine_due_us; // as scheduled
+    uint64_t engine_gen, timer_gen;
+    bool woken;
+    struct sim_inbox waiting; // while stopped or stuck
+    struct sim_inbox held;    // while partitioned
+};
+
+enum client_stage { CLIENT_NEW, CLIENT_LIVE, CLIENT_REFUSED, CLIENT_FINISHED, CLIENT_FORGOTTEN };
+
+struct sim_client {
+    uint64_t id;
+    enum client_stage stage;
+    struct coord_submit submit;
+    int32_t *prompt; // owned
+    uint64_t submit_us;
+    struct mock_stream expected;
+    int32_t *seen; // owned
+    uint32_t seen_n;
+    size_t seen_cap;
+    uint32_t stop_at; // finds a stop string when it has so many tokens; 0 = never
+    uint64_t leave_us, return_us, cancel_us; // 0 = never
+    bool attached, asked_stop, asked_cancel;
+    uint64_t away_since_us;
+    uint64_t first_us, last_us, done_us, longest_gap_us;
+    enum finish_reason finish;
+    // Where it is placed, as told by the coordinator's DISPATCH.
+    uint64_t place_replica, place_epoch;
+};
+
+struct sim_options {
+    uint32_t replicas, stages, tensor, nodes, hosts;
+    struct mock_config mock;
+    struct coord_config coord;
+    uint64_t delay_min_us, delay_max_us; // one way, per message
+    bool pulse_channel;                  // heartbeats on a connection of their own
+    bool late;                           // closed connections still deliver some of what was sent
+};
+
+struct world {
+    uint64_t seed; // 0 = a named scenario
+    const char *scenario;
+    struct prng prng;
+    struct sim_options opt;
+    uint64_t now_us, order;
+    struct sim_event *heap; // owned
+    size_t heap_n, heap_cap;
+    struct coord *coord;
+    uint64_t coord_timer_gen;
+    struct mock_fabric *fabric;
+    struct sim_node nodes[SIM_NODES];
+    struct sim_conn *conns; // id - 1
+    size_t conns_n, conns_cap;
+    struct sim_client *clients; // id - 1
+    size_t clients_n, clients_cap;
+    uint64_t epochs[64]; // of the replicas (by id), as the coordinator sees them
+    uint32_t max_seqs[64];
+    uint64_t admin_sent, admin_done;
+    uint64_t stale_offered; // messages of an old epoch or connection given to the coordinator
+    uint64_t steps, tokens;
+
+    // Trace in words: the last lines are kept; all are printed when `print`, and scenarios collect.
+    bool print, messages;
+    struct strbuf *collect; // scenario: the lines that go into the golden trace
+    char *lines[256];       // owned ring
+    uint64_t lines_n;
+};
+
+// ---- world.c ----
+void world_start(struct world *w); // opt, seed and prng are set
+void world_finish(struct world *w);
+bool world_step(struct world *w, uint64_t until_us); // one event; false: nothing before until
+void world_push(struct world *w, struct sim_event ev);
+void world_call(struct world *w, uint64_t at_us, void (*fn)(struct world *, int), int arg);
+void world_coord(struct world *w, struct coord_event *ev); // steps the coordinator
+void world_trace(struct world *w, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+// A line that belongs to the golden trace too.
+void world_tell(struct world *w, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+_Noreturn void world_fail(struct world *w, const char *fmt, ...)
+    __attribute__((format(printf, 2, 3)));
+void world_dump(const struct world *w); // seed and last lines to stderr; safe in a signal handler
+void world_views(struct world *w);      // refreshes epochs, max_seqs
+uint64_t world_between(struct world *w, uint64_t lo, uint64_t hi);
+bool world_chance(struct world *w, double p);
+
+void node_start(struct world *w, int i);
+void node_crash(struct world *w, int i, bool silent); // silent: the host died, no FIN is sent
+void node_stop(struct world *w, int i, bool stopped);
+void node_stick(struct world *w, int i, bool stuck);
+void node_reschedule(struct world *w, int i); // engine's due time may have changed
+bool node_runs(const struct sim_node *n);
+
+// ---- network.c ----
+void net_connect(struct world *w, int i);
+void net_send_coord(struct world *w, uint64_t conn, const struct msg *m); // from the node
+void net_send_node(struct world *w, uint64_t conn, const struct msg *m);
+void net_break(struct world *w, uint64_t conn);
+void net_half_open(struct world *w, uint64_t conn, bool coord_notices);
+void net_closed_by_coord(struct world *w, uint64_t conn);
+void net_process_gone(struct world *w, uint64_t conn, bool silent);
+void net_partition(struct world *w, int i, bool on);
+// True: the event was kept back or dropped.
+bool net_intercept(struct world *w, struct sim_event *ev);
+
+// ---- clients.c ----
+uint32_t client_add(struct world *w, const struct coord_submit *s, const int32_t *prompt);
+void client_run(struct world *w, uint32_t client); // SIM_CLIENT
+void client_action(struct world *w, const struct coord_action *a);
+void client_dispatched(struct world *w, const struct msg_dispatch *d);
+void client_released(struct world *w, const struct msg *m);
+void clients_check(struct world *w);
+bool clients_finished(const struct world *w); // every accepted request ended
+void clients_free(struct world *w);
+
+// ---- faults.c ----
+enum fault_class {
+    FAULT_CRASH,
+    FAULT_HOST, // crash without a FIN
+    FAULT_STOP,
+    FAULT_STICK,
+    FAULT_SLOW,
+    FAULT_STEP,   // a step fails (NaN)
+    FAULT_ENGINE, // a rank hangs in a collective
+    FAULT_CUT,    // link between two nodes
+    FAULT_BREAK,
+    FAULT_HALF,
+    FAULT_PARTITION,
+    FAULT_DRAIN,
+    FAULT_FAILOVER,
+    FAULT_EJECT,
+    FAULT_CLASSES,
+};
+void fault_inject(struct world *w, enum fault_class f);
+void faults_heal(struct world *w); // everything works again, nodes come back
+void admin_send(struct world *w, enum coord_admin_op op, const char *target, uint64_t replica);
+
+// ---- swarm.c, golden.c ----
+struct swarm_report {
+    uint64_t steps, tokens, requests, moves, fences, stale, virtual_us;
+};
+void swarm_run(uint64_t seed, bool print, uint64_t until_us, struct swarm_report *sum);
+// 0 = all traces are as kept; else the number that differ. bless: write them anew.
+int golden_run(const char *dir, bool bless);
+bool golden_print(const char *name);
+extern struct world *world_current; // for the handler of SIGABRT
