@@ -8,7 +8,7 @@
 // shared among threads (a few long decodes), and whatever other queries are in the tile.
 #include "kernels/cpu/ops.h"
 
-enum { TILE_Q = 12, CHUNK = 64, AHEAD = 12, SHARE_CHUNKS = 8 };
+enum { TILE_Q = 12, CHUNK = 64, SHARE_CHUNKS = 8 };
 
 // What the two ops have in common. Key and value of kv head g lie at k_at + g * k_dim and
 // v_at + g * v_dim of a token's row. A query is [q1_dim | q2_dim] from two views (q2_dim may be 0).
@@ -90,21 +90,22 @@ static void load_queries(const struct attn_job *j, const struct attn_tile *t,
 
 // ---- scores: Q queries by N keys, 8-lane sums
 
-// Meanwhile the same dimensions of the keys at `ahead` are fetched: rows of the pool are too short
-// for the hardware to see a stream.
 INLINE void score_block(const int Q, const int N, const float *q, size_t dim,
-                        const float *const *key, const float *const *ahead, float *score)
+                        const float *const *key, float *score)
 {
     v8 sum[4][8];
-    UNROLL for (int i = 0; i < Q; i++) UNROLL for (int n = 0; n < N; n++) sum[i][n] = (v8){0};
+    UNROLL_FOR (i, Q)
+        UNROLL_FOR (n, N)
+            sum[i][n] = (v8){0};
     size_t d = 0;
     for (; d + 8 <= dim; d += 8) {
         v8 a[4];
-        UNROLL for (int i = 0; i < Q; i++) a[i] = v8_load(q + (size_t)i * dim + d);
-        UNROLL for (int n = 0; n < N; n++)
-        {
+        UNROLL_FOR (i, Q)
+            a[i] = v8_load(q + (size_t)i * dim + d);
+        UNROLL_FOR (n, N) {
             v8 b = v8_load(key[n] + d);
-            UNROLL for (int i = 0; i < Q; i++) sum[i][n] = v8_fma(a[i], b, sum[i][n]);
+            UNROLL_FOR (i, Q)
+                sum[i][n] = v8_fma(a[i], b, sum[i][n]);
         }
     }
     if (d < dim)
@@ -112,21 +113,21 @@ INLINE void score_block(const int Q, const int N, const float *q, size_t dim,
             for (int n = 0; n < N; n++)
                 sum[i][n] = v8_fma(v8_load_n(q + (size_t)i * dim + d, dim - d),
                                    v8_load_n(key[n] + d, dim - d), sum[i][n]);
-    UNROLL for (int i = 0; i < Q; i++) UNROLL for (int n = 0; n < N; n++) score[i * CHUNK + n] =
-        v8_sum(sum[i][n]);
+    UNROLL_FOR (i, Q)
+        UNROLL_FOR (n, N)
+            score[i * CHUNK + n] = v8_sum(sum[i][n]);
 }
 
 // Q * N sums, Q + 1 operands: 16 registers hold them.
 #define SCORE_ROWS(Q, N)                                                                           \
-    static __attribute__((noinline)) void score_rows_##Q(const float *q, size_t dim,               \
-                                                         const float *const *key, size_t keys,     \
-                                                         size_t ahead, float *score)               \
+    static __attribute__((noinline)) void score_rows_##Q(                                          \
+        const float *q, size_t dim, const float *const *key, size_t keys, float *score)            \
     {                                                                                              \
         size_t n = 0;                                                                              \
         for (; n + N <= keys; n += N)                                                              \
-            score_block(Q, N, q, dim, key + n, key + n + ahead, score + n);                        \
+            score_block(Q, N, q, dim, key + n, score + n);                                         \
         for (; n < keys; n++)                                                                      \
-            score_block(Q, 1, q, dim, key + n, key + n + ahead, score + n);                        \
+            score_block(Q, 1, q, dim, key + n, score + n);                                         \
     }
 SCORE_ROWS(1, 8)
 SCORE_ROWS(2, 4)
@@ -138,14 +139,13 @@ static void tile_scores(const struct attn_job *j, size_t queries, size_t keys,
                         struct tile_scratch *s)
 {
     enum { KEYS_AT_ONCE = 24 }; // a multiple of every N above
-    static void (*const rows[])(const float *, size_t, const float *const *, size_t, size_t,
-                                float *) = {NULL, score_rows_1, score_rows_2, score_rows_3,
-                                            score_rows_4};
+    static void (*const rows[])(const float *, size_t, const float *const *, size_t, float *) = {
+        NULL, score_rows_1, score_rows_2, score_rows_3, score_rows_4};
     for (size_t k = 0; k < keys; k += KEYS_AT_ONCE) {
         size_t some = keys - k < KEYS_AT_ONCE ? keys - k : KEYS_AT_ONCE;
         for (size_t i = 0; i < queries; i += 4)
             rows[queries - i < 4 ? queries - i : 4](s->q + i * j->k_dim, j->k_dim, s->key + k, some,
-                                                    i ? 0 : AHEAD, s->score + i * CHUNK + k);
+                                                    s->score + i * CHUNK + k);
     }
 }
 
@@ -176,25 +176,41 @@ static void softmax_chunk(float *score, size_t n, size_t padded, float scale, fl
 
 // ---- values: Q queries by C columns of 8, over up to 32 keys
 
-// Meanwhile the same columns of the next chunk's tokens are fetched to the second-level cache.
+// Meanwhile the next chunk is fetched to the second-level cache, line by line in the order of
+// memory, which the hardware's own prefetcher recognises and extends.
+struct fetch {
+    const float *const *key; // of the next chunk
+    size_t at, line;         // where values start; lines fetched by earlier calls
+    unsigned shift;          // log2 of the lines fetched per key
+};
+INLINE void fetch_line(const struct fetch *f, size_t n)
+{
+    size_t line = f->line + n, in_key = line & (((size_t)1 << f->shift) - 1);
+    __builtin_prefetch(f->key[line >> f->shift & (CHUNK - 1)] + f->at + in_key * 16, 0, 2);
+}
+
 INLINE void value_block(const int Q, const int C, const float *p, const float *const *key,
-                        size_t keys, size_t at, float *out, size_t ld, bool first)
+                        size_t keys, size_t at, float *out, size_t ld, bool first,
+                        const struct fetch *f)
 {
     v8 sum[TILE_Q][4];
-    UNROLL for (int i = 0; i < Q; i++) UNROLL for (int c = 0; c < C; c++) sum[i][c] =
-        first ? (v8){0} : v8_load(out + (size_t)i * ld + c * 8);
+    UNROLL_FOR (i, Q)
+        UNROLL_FOR (c, C)
+            sum[i][c] = first ? (v8){0} : v8_load(out + (size_t)i * ld + c * 8);
     for (size_t n = 0; n < keys; n++) {
+        fetch_line(f, n);
         v8 value[4];
-        UNROLL for (int c = 0; c < C; c += 2) __builtin_prefetch(key[n + CHUNK] + at + c * 8, 0, 2);
-        UNROLL for (int c = 0; c < C; c++) value[c] = v8_load(key[n] + at + c * 8);
-        UNROLL for (int i = 0; i < Q; i++)
-        {
+        UNROLL_FOR (c, C)
+            value[c] = v8_load(key[n] + at + c * 8);
+        UNROLL_FOR (i, Q) {
             v8 w = v8_set(p[i * CHUNK + n]);
-            UNROLL for (int c = 0; c < C; c++) sum[i][c] = v8_fma(w, value[c], sum[i][c]);
+            UNROLL_FOR (c, C)
+                sum[i][c] = v8_fma(w, value[c], sum[i][c]);
         }
     }
-    UNROLL for (int i = 0; i < Q; i++) UNROLL for (int c = 0; c < C; c++)
-        v8_store(out + (size_t)i * ld + c * 8, sum[i][c]);
+    UNROLL_FOR (i, Q)
+        UNROLL_FOR (c, C)
+            v8_store(out + (size_t)i * ld + c * 8, sum[i][c]);
 }
 
 // The columns that do not fill a vector.
@@ -213,13 +229,13 @@ static void value_tail(size_t queries, const float *p, const float *const *key, 
 #define VALUE_ROWS(Q, C)                                                                           \
     static __attribute__((noinline)) void value_rows_##Q(const float *p, const float *const *key,  \
                                                          size_t keys, size_t at, float *out,       \
-                                                         size_t ld, bool first)                    \
+                                                         size_t ld, bool first, struct fetch *f)   \
     {                                                                                              \
         size_t c = 0;                                                                              \
-        for (; c + 8 * C <= ld; c += 8 * C)                                                        \
-            value_block(Q, C, p, key, keys, at + c, out + c, ld, first);                           \
+        for (; c + 8 * C <= ld; c += 8 * C, f->line += keys)                                       \
+            value_block(Q, C, p, key, keys, at + c, out + c, ld, first, f);                        \
         for (; c + 8 <= ld; c += 8)                                                                \
-            value_block(Q, 1, p, key, keys, at + c, out + c, ld, first);                           \
+            value_block(Q, 1, p, key, keys, at + c, out + c, ld, first, f);                        \
         if (c < ld)                                                                                \
             value_tail(Q, p, key, keys, at + c, out + c, ld, ld - c, first);                       \
     }
@@ -235,14 +251,17 @@ static void tile_values(const struct attn_job *j, const struct attn_tile *t, siz
 {
     enum { KEYS_AT_ONCE = 32, ROWS = 6 };
     static void (*const rows[])(const float *, const float *const *, size_t, size_t, float *,
-                                size_t, bool) = {
+                                size_t, bool, struct fetch *) = {
         NULL, value_rows_1, value_rows_2, value_rows_3, value_rows_4, value_rows_5, value_rows_6};
     size_t at = j->v_at + t->kv_head * j->v_dim - t->kv_head * j->k_dim; // key[] is at the key
+    struct fetch f = {s->key + CHUNK, at, 0, 0};
+    while ((size_t)32 << f.shift <= j->v_dim) // at most v_dim / 16 lines
+        f.shift++;
     for (size_t k = 0; k < keys; k += KEYS_AT_ONCE) {
         size_t some = keys - k < KEYS_AT_ONCE ? keys - k : KEYS_AT_ONCE;
         for (size_t i = 0; i < t->n; i += ROWS)
             rows[t->n - i < ROWS ? t->n - i : ROWS](s->score + i * CHUNK + k, s->key + k, some, at,
-                                                    out + i * j->v_dim, j->v_dim, k == 0);
+                                                    out + i * j->v_dim, j->v_dim, k == 0, &f);
     }
 }
 

@@ -8,6 +8,9 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
 
 #include "base/mem.h"
 
@@ -221,13 +224,22 @@ static const struct kern_device tiled_device = {
     .weight_fill = tiled_weight_fill,
 };
 
+#if defined(__x86_64__)
+// clang's __builtin_cpu_supports does not know f16c.
+static bool has_f16c(void)
+{
+    unsigned a, b, c = 0, d;
+    return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
+}
+#endif
+
 static bool host_has(enum kern_isa isa)
 {
 #if defined(__x86_64__)
     // The levels x86-64-v3 and -v4, as far as the compiler may use them.
     bool v3 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
               __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2") &&
-              __builtin_cpu_supports("popcnt") && __builtin_cpu_supports("f16c");
+              __builtin_cpu_supports("popcnt") && has_f16c();
     if (isa == KERN_ISA_AVX2)
         return v3;
     if (isa == KERN_ISA_AVX512)

@@ -19,10 +19,11 @@
 #define SIMD_JOIN(a, b)  SIMD_JOIN2(a, b)
 #define ISA(name)        SIMD_JOIN(name, KERN_ISA_NAME) // external names get the set as a suffix
 
+// for (int i = 0; i < n; i++), unrolled: n is a constant once the function is inlined.
 #if defined(__clang__)
-#define UNROLL _Pragma("clang loop unroll(full)")
+#define UNROLL_FOR(i, n) _Pragma("clang loop unroll(full)") for (int i = 0; i < (n); i++)
 #else
-#define UNROLL _Pragma("GCC unroll 16")
+#define UNROLL_FOR(i, n) _Pragma("GCC unroll 16") for (int i = 0; i < (n); i++)
 #endif
 #define INLINE static inline __attribute__((always_inline))
 

@@ -15,28 +15,33 @@ enum { LD = TILES_RUN * TILE };
 INLINE void dot(enum kern_dtype dtype, const int M, const int T, const struct span *s)
 {
     vt sum[TILES_ROWS][TILES_RUN][TV];
-    UNROLL for (int m = 0; m < M; m++) UNROLL for (int t = 0; t < T; t++)
-        UNROLL for (int v = 0; v < TV; v++) sum[m][t][v] = vt_set(0);
+    UNROLL_FOR (m, M)
+        UNROLL_FOR (t, T)
+            UNROLL_FOR (v, TV)
+                sum[m][t][v] = vt_set(0);
     if (s->k0)
-        UNROLL for (int m = 0; m < M; m++) UNROLL for (int t = 0; t < T; t++)
-            tile_restore(dtype, s->sums + m * LD + t * TILE, sum[m][t]);
+        UNROLL_FOR (m, M)
+            UNROLL_FOR (t, T)
+                tile_restore(dtype, s->sums + m * LD + t * TILE, sum[m][t]);
     const size_t step = TILE * (dtype == KERN_F32 ? 4 : 2);
     const char *w = s->w;
     const float *x[TILES_ROWS];
-    UNROLL for (int m = 0; m < M; m++) x[m] = s->x[m];
+    UNROLL_FOR (m, M)
+        x[m] = s->x[m];
     for (size_t k = s->k0; k < s->k1; k++, w += step) {
         vt weight[TILES_RUN][TV];
-        UNROLL for (int t = 0; t < T; t++)
+        UNROLL_FOR (t, T)
             tile_load(dtype, w + (size_t)t * s->tile_bytes, weight[t]);
-        UNROLL for (int m = 0; m < M; m++)
-        {
+        UNROLL_FOR (m, M) {
             vt b = vt_set(x[m][k]);
-            UNROLL for (int t = 0; t < T; t++) UNROLL for (int v = 0; v < TV; v++) sum[m][t][v] =
-                vt_fma(weight[t][v], b, sum[m][t][v]);
+            UNROLL_FOR (t, T)
+                UNROLL_FOR (v, TV)
+                    sum[m][t][v] = vt_fma(weight[t][v], b, sum[m][t][v]);
         }
     }
-    UNROLL for (int m = 0; m < M; m++) UNROLL for (int t = 0; t < T; t++)
-        tile_store(dtype, s->sums + m * LD + t * TILE, sum[m][t]);
+    UNROLL_FOR (m, M)
+        UNROLL_FOR (t, T)
+            tile_store(dtype, s->sums + m * LD + t * TILE, sum[m][t]);
 }
 
 // Tiles taken at once for each number of rows: M * T * TV sums + T * TV weights + 1 broadcast.
