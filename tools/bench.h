@@ -32,3 +32,4 @@ struct bench_limits bench_measure_limits(int threads);
 int bench_kernels(int argc, char **argv);
 int bench_decode(int argc, char **argv);
 int bench_prefill(int argc, char **argv);
+int bench_xport(int argc, char **argv);
