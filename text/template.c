@@ -61,19 +61,19 @@ static enum status no_tools(struct errmsg *err)
                       "this model's chat template does not show messages of role 'tool'");
 }
 
-// What is left of an earlier answer: the part after its thoughts.
-static void answer(const struct chat_template *t, const struct chat_message *m,
+// An earlier answer, or what of it stands after its thoughts.
+static void answer(const struct chat_message *m, bool strip_thoughts, bool strip_blanks,
                    struct segment_vec *out)
 {
     static const char tag[] = "</think>";
     const char *s = m->content, *end = s + m->n, *hit;
     bool cut = false;
-    while (t->strip_thoughts && (hit = memmem(s, (size_t)(end - s), tag, strlen(tag)))) {
+    while (strip_thoughts && (hit = memmem(s, (size_t)(end - s), tag, strlen(tag)))) {
         s = hit + strlen(tag);
         cut = true;
     }
     size_t n = (size_t)(end - s);
-    if (cut && t->strip_blanks)
+    if (cut && strip_blanks)
         unichar_strip_left(&s, &n);
     add(out, s, n, false);
     words(out, "<｜end▁of▁sentence｜>");
@@ -130,15 +130,12 @@ static void deepseek_message(const struct chat_template *t, const struct chat_me
         turn->last_user = true;
         return;
     case CHAT_ASSISTANT:
-        if (turn->in_tools) {
+        if (turn->in_tools)
             words(out, "<｜tool▁outputs▁end｜>");
-            content(out, m); // as it is: so do the templates
-            words(out, "<｜end▁of▁sentence｜>");
-        } else {
-            if (!t->assistant_marker)
-                words(out, "<｜Assistant｜>");
-            answer(t, m, out);
-        }
+        else if (!t->assistant_marker)
+            words(out, "<｜Assistant｜>");
+        answer(m, t->strip_thoughts && (!turn->in_tools || t->strip_after_tools), t->strip_blanks,
+               out);
         turn->in_tools = turn->last_user = false;
         return;
     case CHAT_TOOL:

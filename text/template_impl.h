@@ -11,13 +11,14 @@ struct chat_template {
     bool thinks, opens_think;
 
     // DEEPSEEK
-    bool system_first;     // all system messages stand at the beginning, else in their places
-    bool system_joined;    // system_first: joined by blank lines, else the last one counts
-    bool strip_thoughts;   // of earlier answers, up to the last </think>
-    bool strip_blanks;     // after it
-    bool tools;            // tool messages are shown
-    bool tools_newline;    // between them
-    bool assistant_marker; // belongs to the user's turn, not to the answer's
+    bool system_first;      // all system messages stand at the beginning, else in their places
+    bool system_joined;     // system_first: joined by blank lines, else the last one counts
+    bool strip_thoughts;    // of earlier answers, up to the last </think>
+    bool strip_blanks;      // after it
+    bool strip_after_tools; // also of answers that follow tool messages
+    bool tools;             // tool messages are shown
+    bool tools_newline;     // between them
+    bool assistant_marker;  // belongs to the user's turn, not to the answer's
 
     // CHATML
     char *default_system; // owned; NULL: none

@@ -41,7 +41,7 @@ static bool has_any(const struct marks *m, const char *const *marks)
 
 static bool recognise_deepseek(const struct marks *m, struct chat_template *t)
 {
-    static const char *const wanted[] = {"bos_token", "'<｜User｜>' + m", "<｜Assistant｜>",
+    static const char *const wanted[] = {"bos_token", "'<｜User｜>' + ", "<｜Assistant｜>",
                                          "'<｜end▁of▁sentence｜>'", NULL};
     // V3.1 and later switch their thoughts on and off by variables.
     static const char *const unknown[] = {"thinking", "raise_exception", "strftime", NULL};
@@ -54,7 +54,9 @@ static bool recognise_deepseek(const struct marks *m, struct chat_template *t)
     t->strip_blanks = has(m, ".split('</think>')[-1].lstrip()");
     t->tools = has(m, "<｜tool▁outputs▁begin｜>");
     t->tools_newline = has(m, "'\n<｜tool▁output▁begin｜>'");
-    t->assistant_marker = has(m, "message['content'] + '<｜Assistant｜>'");
+    t->assistant_marker =
+        has(m, "content + '<｜Assistant｜>'") || has(m, "['content'] + '<｜Assistant｜>'");
+    t->strip_after_tools = has(m, "'<｜tool▁outputs▁end｜>' + content +");
     t->opens_think = has(m, "'<｜Assistant｜><think>\n'");
     t->thinks = has(m, "</think>") || t->opens_think;
     // A "think" that none of the above accounts for is a template of another kind.
