@@ -129,8 +129,11 @@ void net_partition(struct world *w, int i, bool on)
 {
     struct sim_node *n = &w->nodes[i];
     n->partitioned = on;
+    node_note_mute(w, i);
     if (on)
         return;
+    if (n->mute_since_us != UINT64_MAX) // dead or stopped too, but old packets arrive now
+        n->mute_since_us = w->now_us;
     struct sim_inbox b = n->held;
     n->held = (struct sim_inbox){0};
     for (size_t k = 0; k < b.n; k++) {

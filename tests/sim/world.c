@@ -143,6 +143,7 @@ static bool note_replica(void *arg, const struct coord_replica_view *v)
     struct world *w = arg;
     w->epochs[v->id] = v->epoch;
     w->max_seqs[v->id] = v->credits;
+    w->ready_us[v->id] = v->state == COORD_REPLICA_READY ? v->state_since_us : UINT64_MAX;
     if (v->running > v->credits && v->credits)
         world_fail(w, "replica %" PRIu64 " has %u requests and %u credits", v->id, v->running,
                    v->credits);
@@ -152,6 +153,22 @@ static bool note_replica(void *arg, const struct coord_replica_view *v)
 void world_views(struct world *w)
 {
     coord_each_replica(w->coord, note_replica, w);
+}
+
+// A node that cannot be heard must not count as serving for longer than the heartbeat timeout.
+static bool check_heard(void *arg, const struct coord_node_view *v)
+{
+    struct world *w = arg;
+    const struct sim_node *n = &w->nodes[atoi(v->name) - 1];
+    if (!v->replica || n->mute_since_us == UINT64_MAX || w->ready_us[v->replica] == UINT64_MAX)
+        return true;
+    uint64_t ready = w->ready_us[v->replica];
+    uint64_t since = n->mute_since_us > ready ? n->mute_since_us : ready;
+    uint64_t slack = SIM_MS(150) + w->opt.delay_max_us;
+    if (w->now_us > since + SIM_MS(w->opt.coord.heartbeat_timeout_ms) + slack)
+        world_fail(w, "node %s is unheard of since %" PRIu64 " ms, and replica %" PRIu64 " serves",
+                   v->name, n->mute_since_us / 1000, v->replica);
+    return true;
 }
 
 static void coord_action(struct world *w, const struct coord_action *a)
@@ -224,13 +241,19 @@ void world_coord(struct world *w, struct coord_event *ev)
         coord_action(w, &out.v[i]);
     }
     clients_check(w);
+    coord_each_node(w->coord, check_heard, w);
 }
 
 // ---- the nodes' shell ----
 
-bool node_runs(const struct sim_node *n)
+void node_note_mute(struct world *w, int i)
 {
-    return n->alive && !n->stopped;
+    struct sim_node *n = &w->nodes[i];
+    bool mute = !n->alive || n->stopped || n->partitioned;
+    if (!mute)
+        n->mute_since_us = UINT64_MAX;
+    else if (n->mute_since_us == UINT64_MAX)
+        n->mute_since_us = w->now_us;
 }
 
 static void note_wake(void *ctx)
@@ -345,6 +368,7 @@ void node_start(struct world *w, int i)
         return;
     n->alive = true;
     n->stopped = n->stuck = false;
+    node_note_mute(w, i);
     n->incarnation++;
     n->gen++;
     n->conn = n->pulse_conn = 0;
@@ -385,6 +409,7 @@ void node_crash(struct world *w, int i, bool silent)
     if (!n->alive)
         return;
     node_free(n);
+    node_note_mute(w, i);
     if (n->conn)
         net_process_gone(w, n->conn, silent);
     if (n->pulse_conn)
@@ -409,6 +434,7 @@ void node_stop(struct world *w, int i, bool stopped)
     if (!n->alive || n->stopped == stopped)
         return;
     n->stopped = stopped;
+    node_note_mute(w, i);
     engine_mock_hang(n->engine, stopped);
     n->woken = true;
     if (!stopped && !n->stuck)

@@ -71,6 +71,7 @@ struct sim_node {
     bool stopped;              // SIGSTOP: nothing of it runs
     bool stuck;                // its loop does not turn, its heartbeat thread does
     bool partitioned;          // no packet in or out
+    uint64_t mute_since_us;    // the coordinator cannot hear it since; UINT64_MAX = it can
     uint64_t incarnation, gen; // gen: of its engine and timers
     uint64_t conn, pulse_conn; // 0 = none
     struct node *core;
@@ -131,6 +132,7 @@ struct world {
     size_t clients_n, clients_cap;
     uint64_t epochs[64]; // of the replicas (by id), as the coordinator sees them
     uint32_t max_seqs[64];
+    uint64_t ready_us[64]; // READY since; UINT64_MAX = is not
     uint64_t admin_sent, admin_done;
     uint64_t stale_offered; // messages of an old epoch or connection given to the coordinator
     uint64_t steps, tokens;
@@ -163,8 +165,8 @@ void node_start(struct world *w, int i);
 void node_crash(struct world *w, int i, bool silent); // silent: the host died, no FIN is sent
 void node_stop(struct world *w, int i, bool stopped);
 void node_stick(struct world *w, int i, bool stuck);
+void node_note_mute(struct world *w, int i);  // after any change of alive, stopped, partitioned
 void node_reschedule(struct world *w, int i); // engine's due time may have changed
-bool node_runs(const struct sim_node *n);
 
 // ---- network.c ----
 void net_connect(struct world *w, int i);
