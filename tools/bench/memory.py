@@ -1,0 +1,53 @@
+"""Does resident memory stay flat? Run by memory.sh."""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+from rig import Cluster, write
+
+
+def rss_kib(pid):
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1])
+    raise RuntimeError(f"no VmRSS of {pid}")
+
+
+def resident(cluster):
+    pids = {"coordinator": cluster.coordinator_pid()}
+    pids.update({f"node {n['name']}": n["pid"] for n in cluster.list("nodes")})
+    return {name: rss_kib(pid) for name, pid in pids.items()}
+
+
+def load(cluster, requests, seed):
+    report = cluster.load("--concurrency", "16", "--requests", str(requests), "--distinct", "64", "--seed", str(seed),
+                          limit_s=1200)
+    assert report["streams"]["finished"] == requests and not report["streams"]["changed"], report["streams"]
+    return report
+
+
+def main():
+    parser = argparse.ArgumentParser(prog="tools/bench/memory.sh")
+    parser.add_argument("--requests", type=int, default=2000)
+    parser.add_argument("--warmup", type=int, default=200)
+    parser.add_argument("--engine", default="model", choices=["model", "mock"])
+    parser.add_argument("--dry", action="store_true")
+    args = parser.parse_args()
+    cluster = Cluster(replicas=1, stages=2, engine=args.engine)
+    load(cluster, args.warmup, 1)
+    before = resident(cluster)
+    report = load(cluster, args.requests, 2)
+    time.sleep(1)
+    after = resident(cluster)
+    code = cluster.stop()
+    write("memory.csv", [{"engine": args.engine, "process": name, "requests": args.requests, "tokens": report["tokens"],
+                          "before_kib": before[name], "after_kib": after[name],
+                          "growth_percent": round(100 * (after[name] / before[name] - 1), 2)} for name in before],
+          args.dry)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
