@@ -42,7 +42,7 @@ static void mask_groups(const struct kern_router_args *a, float *choice)
         take_best(rank, kept, a->groups);
     for (size_t e = 0; e < a->experts; e++)
         if (!kept[e / size])
-            choice[e] = 0;
+            choice[e] = a->kind == KERN_ROUTER_SIGMOID ? -INFINITY : 0;
 }
 
 void router_select(const struct kern_router_args *a, const float *score, int32_t *ids,

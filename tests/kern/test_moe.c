@@ -48,12 +48,13 @@ static const struct choice_case choices[] = {
      {0},
      {4, 5},
      {0.75f, 0.5f}},
-    {"masked experts stand at 0.0 and beat negative choices",
-     // group 1 wins by its bias-free best two; one of its choices is below 0.0
+    {"a masked expert never beats a negative choice of a kept group",
+     // group 1 wins; one of its choices is below 0, where masked experts would stand if they were
+     // masked by 0. The sample model's reference logits need it so.
      {SIGMOID, .topk = 2, .scale = 1, .groups = 4, .topk_groups = 1},
      {-LN3, -LN3, LN3, -LN3, -LN3, -LN3, -LN3, -LN3},
      {-9, -9, 9, -1, -9, -9, -9, -9},
-     {2, 0},
+     {2, 3},
      {0.75f, 0.25f}},
     {"softmax, greedy, scaled",
      {SOFTMAX, .topk = 2, .scale = 10},
