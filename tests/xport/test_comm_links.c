@@ -21,11 +21,13 @@ struct member {
     struct lane_hub *hub;
     const char **addresses;
     struct comm *comm;
-    uint32_t rank, ranks, gathers;
+    uint32_t rank, ranks;
+    _Atomic uint32_t gathers;
     const uint32_t *order; // of the hub ranks in the comm
     enum status status;
     uint32_t done;
-    _Atomic uint32_t progress;
+    uint64_t returned_us;      // from the last gather
+    _Atomic uint32_t progress; // 1 + gathers done, once linked up
 };
 
 static enum status member_link(struct member *m)
@@ -70,6 +72,7 @@ static bool gather_once(struct member *m, size_t round, float *buf)
         for (size_t c = 0; c < part; c++)
             words[(r * n + me) * part + c] = bits(round, r, me, c);
     m->status = comm_all_gather(m->comm, buf, rows, part);
+    m->returned_us = now_us();
     if (m->status != STATUS_OK)
         return false;
     bool same = words[rows * n * part] == 0xa5a5a5a5;
@@ -87,10 +90,11 @@ static void *member_run(void *arg)
     struct member *m = arg;
     float *buf = mem_alloc((3 * 5000 + 40 * 200 + 1) * T_MAX * sizeof(float));
     m->status = member_link(m);
+    m->progress = 1;
     for (; m->status == STATUS_OK && m->done < m->gathers; m->done++) {
         if (!gather_once(m, m->done, buf))
             break;
-        m->progress = m->done;
+        m->progress = m->done + 1;
         if (m->rank == 1 && m->done % 200 == 0)
             sleep_ms(2); // the others run into it
     }
@@ -124,6 +128,14 @@ static void stage_open(struct stage *s, uint32_t n, uint32_t gathers, const uint
         m->gathers = gathers;
         pthread_create(&s->threads[r], NULL, member_run, m);
     }
+}
+
+// From here on the test may use the members' comms.
+static void stage_wait(struct stage *s)
+{
+    for (uint32_t r = 0; r < s->n; r++)
+        for (int i = 0; i < 5000 && s->members[r].progress == 0; i++)
+            sleep_ms(1);
 }
 
 static void stage_join(struct stage *s)
@@ -168,6 +180,7 @@ static void test_abort_while_waiting(void **state)
     // Rank 2 stops early: its thread ends, its links stay up.
     s.members[2].gathers = 10;
     pthread_join(s.threads[2], NULL);
+    stage_wait(&s);
     sleep_ms(50);
     for (uint32_t r = 0; r < 2; r++) {
         uint64_t t = now_us();
@@ -185,11 +198,12 @@ static void test_hub_abort_ends_gathers(void **state)
 {
     struct stage s;
     stage_open(&s, 2, 1000000, orders[0]);
+    stage_wait(&s);
     sleep_ms(50);
     uint64_t t = now_us();
     lane_hub_abort(s.members[0].hub, 9);
     pthread_join(s.threads[0], NULL);
-    assert_true(now_us() - t < 100000);
+    assert_true((int64_t)(s.members[0].returned_us - t) < 100000);
     assert_int_equal(s.members[0].status, STATUS_ABORTED);
     comm_abort(s.members[1].comm);
     pthread_join(s.threads[1], NULL);
@@ -200,6 +214,7 @@ static void test_loss_of_a_rank(void **state)
 {
     struct stage s;
     stage_open(&s, 4, 1000000, orders[0]);
+    stage_wait(&s);
     sleep_ms(50);
     comm_abort(s.members[3].comm); // leaves, and closes its links
     pthread_join(s.threads[3], NULL);

@@ -185,19 +185,23 @@ static void *last_words_body(void *arg)
     struct lane_hub *h = m->team->hubs[m->rank];
     CHECK(begin(m) == STATUS_OK);
     struct lane_config c = {.channel = 0, .peer = !m->rank, .slots = 4, .slot_bytes = 8};
-    struct lane *l;
+    struct lane_config go = {.channel = 1, .peer = !m->rank, .slots = 1, .slot_bytes = 8};
+    struct lane *l, *start;
+    const void *bytes;
+    size_t n;
     CHECK((m->rank ? lane_open_rx : lane_open_tx)(h, &c, &l, NULL) == STATUS_OK);
+    CHECK((m->rank ? lane_open_tx : lane_open_rx)(h, &go, &start, NULL) == STATUS_OK);
     CHECK(lane_hub_connect(h, m->team->addresses, 5000, NULL) == STATUS_OK);
     if (m->rank == 0) {
+        CHECK(lane_recv_wait(start, 5000, &bytes, &n) == STATUS_OK);
         CHECK(lane_send(l, "one", 3) == STATUS_OK && lane_send(l, "two", 3) == STATUS_OK);
         struct lane_group next = {6, 0, 2};
         CHECK(lane_hub_begin(h, &next, NULL) == STATUS_OK);
         return NULL;
     }
+    CHECK(lane_send(start, "go", 2) == STATUS_OK);
     while (lane_hub_peer(h, 0) == STATUS_OK)
         lane_hub_wait(h, 1000);
-    const void *bytes;
-    size_t n;
     CHECK(lane_recv(l, &bytes, &n) == STATUS_OK && !memcmp(bytes, "one", 3));
     lane_release(l);
     CHECK(lane_recv(l, &bytes, &n) == STATUS_OK && !memcmp(bytes, "two", 3));
