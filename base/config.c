@@ -77,8 +77,8 @@ static bool is_blank(const char *text, size_t n)
 enum status config_load(const char *path, const cyaml_schema_value_t *schema, void **out_data,
                         struct errmsg *e)
 {
-    char *text;
-    size_t n;
+    char *text = NULL;
+    size_t n = 0;
     enum status rc = read_file(path, &text, &n, e);
     if (rc != STATUS_OK)
         return rc;
