@@ -157,6 +157,7 @@ struct rpc_tokens {
 struct rpc_done {
     enum finish_reason finish;
     uint32_t prompt_tokens, completion_tokens, cached_tokens, reasoning_tokens;
+    struct rpc_text text, reasoning; // what became certain only with the end
 };
 
 struct rpc_error {

@@ -276,6 +276,8 @@ static bool write_done(struct wire_arena *a, const struct rpc *r, union pb *u)
     u->done.completion_tokens = d->completion_tokens;
     u->done.cached_tokens = d->cached_tokens;
     u->done.reasoning_tokens = d->reasoning_tokens;
+    u->done.text = bytes(d->text);
+    u->done.reasoning = bytes(d->reasoning);
     return true;
 }
 
@@ -287,7 +289,10 @@ static void read_done(struct wire_check *c, const union pb *u, struct rpc *r)
                                 .prompt_tokens = p->prompt_tokens,
                                 .completion_tokens = p->completion_tokens,
                                 .cached_tokens = p->cached_tokens,
-                                .reasoning_tokens = p->reasoning_tokens};
+                                .reasoning_tokens = p->reasoning_tokens,
+                                .text = wire_read_text(c, "text", p->text, RPC_TEXT_BYTES),
+                                .reasoning =
+                                    wire_read_text(c, "reasoning", p->reasoning, RPC_TEXT_BYTES)};
 }
 
 static bool write_error(struct wire_arena *a, const struct rpc *r, union pb *u)

@@ -17,3 +17,4 @@ int cmd_up(int argc, char **argv);       // up.c
 int cmd_eval(int argc, char **argv);     // eval.c
 int cmd_chat(int argc, char **argv);     // chat.c
 int cmd_ctl(int argc, char **argv);      // ctl.c
+int cmd_coordinator(int argc, char **argv); // coordinator.c

@@ -13,6 +13,7 @@ struct command {
 static const struct command commands[] = {
     {"tokenize", cmd_tokenize, "texts to token ids and back"},
     {"up", cmd_up, "a whole cluster on this host"},
+    {"coordinator", cmd_coordinator, "the process that accepts clients"},
     {"node", cmd_node, "one node of a cluster"},
     {"chat", cmd_chat, "ask the model, watch the answer come"},
     {"ctl", cmd_ctl, "state of a cluster, and orders to it"},

@@ -83,7 +83,7 @@ static const struct rpc rpcs[] = {
     {.kind = RPC_ACCEPTED, .accepted = {1, 18}},
     {.kind = RPC_QUEUED, .queued = {1, 2}},
     {.kind = RPC_TOKENS, .tokens = {5, rpc_tokens, 2, {"caf\xC3\xA9", 5}, {"thought\n", 8}}},
-    {.kind = RPC_DONE, .done = {FINISH_STOP, 1, 2, 3, 4}},
+    {.kind = RPC_DONE, .done = {FINISH_STOP, 1, 2, 3, 4, {"x", 1}, {"y", 1}}},
     {.kind = RPC_ERROR, .error = {RPC_CODE_RESOURCE_EXHAUSTED, "queue_full", 1500, "busy"}},
     {.kind = RPC_PONG, .ping = {3}},
 };

@@ -1,0 +1,164 @@
+// The core's counts in Prometheus' text format, version 0.0.4.
+#include <inttypes.h>
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "coordinator/admin_json.h"
+
+static const double bounds[HISTOGRAM_BINS] = {0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5,
+                                              1,     2,    3,     5,    10,  30,   INFINITY};
+
+void histogram_add(struct histogram *h, double seconds)
+{
+    int i = 0;
+    while (seconds > bounds[i])
+        i++;
+    h->n[i]++;
+    h->sum += seconds;
+}
+
+static void header(struct strbuf *out, const char *name, const char *type, const char *help)
+{
+    strbuf_printf(out, "# HELP %s %s\n# TYPE %s %s\n", name, help, name, type);
+}
+
+static void gauge(struct strbuf *out, const char *name, const char *help, uint64_t v)
+{
+    header(out, name, "gauge", help);
+    strbuf_printf(out, "%s %" PRIu64 "\n", name, v);
+}
+
+static void counter(struct strbuf *out, const char *name, const char *help, uint64_t v)
+{
+    header(out, name, "counter", help);
+    strbuf_printf(out, "%s %" PRIu64 "\n", name, v);
+}
+
+static void labelled(struct strbuf *out, const char *name, const char *label, const char *value,
+                     uint64_t v)
+{
+    strbuf_printf(out, "%s{%s=\"%s\"} %" PRIu64 "\n", name, label, value, v);
+}
+
+static void histogram(struct strbuf *out, const char *name, const char *help,
+                      const struct histogram *h)
+{
+    uint64_t n = 0;
+    header(out, name, "histogram", help);
+    for (int i = 0; i < HISTOGRAM_BINS; i++) {
+        n += h->n[i];
+        if (isinf(bounds[i]))
+            strbuf_printf(out, "%s_bucket{le=\"+Inf\"} %" PRIu64 "\n", name, n);
+        else
+            strbuf_printf(out, "%s_bucket{le=\"%g\"} %" PRIu64 "\n", name, bounds[i], n);
+    }
+    strbuf_printf(out, "%s_sum %.6f\n%s_count %" PRIu64 "\n", name, h->sum, name, n);
+}
+
+static bool count_node(void *arg, const struct coord_node_view *n)
+{
+    ((uint64_t *)arg)[n->state]++;
+    return true;
+}
+
+static bool count_replica(void *arg, const struct coord_replica_view *r)
+{
+    ((uint64_t *)arg)[r->state]++;
+    return true;
+}
+
+static void members(const struct coord *core, struct strbuf *out)
+{
+    uint64_t nodes[COORD_NODE_LOST + 1] = {0}, replicas[COORD_REPLICA_DRAINING + 1] = {0};
+    coord_each_node(core, count_node, nodes);
+    coord_each_replica(core, count_replica, replicas);
+    header(out, "hadal_nodes", "gauge", "Nodes by state.");
+    for (int i = 0; i <= COORD_NODE_LOST; i++)
+        labelled(out, "hadal_nodes", "state", coord_node_state_name((enum coord_node_state)i),
+                 nodes[i]);
+    header(out, "hadal_replicas", "gauge", "Replicas by state.");
+    for (int i = 0; i <= COORD_REPLICA_DRAINING; i++)
+        labelled(out, "hadal_replicas", "state",
+                 coord_replica_state_name((enum coord_replica_state)i), replicas[i]);
+}
+
+static void requests(const struct coord_stats *st, struct strbuf *out)
+{
+    header(out, "hadal_requests", "gauge", "Requests by state.");
+    labelled(out, "hadal_requests", "state", "queued", st->queued);
+    labelled(out, "hadal_requests", "state", "running", st->running);
+    labelled(out, "hadal_requests", "state", "retained", st->retained);
+    counter(out, "hadal_requests_submitted_total", "Requests that came.", st->submitted);
+    header(out, "hadal_requests_finished_total", "counter", "Requests finished, by reason.");
+    for (int i = FINISH_STOP; i <= FINISH_ERROR; i++)
+        labelled(out, "hadal_requests_finished_total", "reason",
+                 finish_reason_name((enum finish_reason)i), st->finished[i]);
+    header(out, "hadal_requests_refused_total", "counter", "Requests refused, by reason.");
+    for (int i = COORD_REFUSE_NONE + 1; i <= COORD_REFUSE_BAD_REQUEST; i++)
+        labelled(out, "hadal_requests_refused_total", "reason",
+                 coord_refusal_name((enum coord_refusal)i), st->refused[i]);
+    gauge(out, "hadal_queue_length", "Requests waiting.", st->queued);
+    gauge(out, "hadal_queue_tokens", "Prompt tokens waiting.", st->queued_tokens);
+    gauge(out, "hadal_queue_eta_milliseconds", "Estimated wait of a request that came now.",
+          st->eta_ms);
+    gauge(out, "hadal_credits", "Requests that the ready replicas run at once.", st->credits);
+    gauge(out, "hadal_credits_free", "Of them, free.", st->credits_free);
+}
+
+static void work(const struct coord_stats *st, struct strbuf *out)
+{
+    counter(out, "hadal_tokens_total", "Tokens generated.", st->tokens);
+    counter(out, "hadal_dispatches_total", "Requests sent to a replica.", st->dispatches);
+    counter(out, "hadal_failovers_total", "Requests continued on another replica.", st->moves);
+    counter(out, "hadal_fences_total", "Replicas fenced.", st->fences);
+    counter(out, "hadal_forms_total", "Replicas formed.", st->forms);
+    counter(out, "hadal_forms_failed_total", "Replicas that could not be formed.",
+            st->forms_failed);
+    counter(out, "hadal_stale_dropped_total", "Messages of an old epoch, dropped.",
+            st->stale_dropped);
+    counter(out, "hadal_duplicate_dropped_total", "Tokens that were known already, dropped.",
+            st->duplicate_dropped);
+    counter(out, "hadal_protocol_errors_total", "Messages that made no sense.",
+            st->protocol_errors);
+}
+
+static void clients(const struct shell_counters *c, struct strbuf *out)
+{
+    header(out, "hadal_http_responses_total", "counter", "HTTP responses by status code.");
+    for (int i = 100; i < 600; i++) {
+        char code[8];
+        snprintf(code, sizeof code, "%d", i);
+        if (c->http_codes[i])
+            labelled(out, "hadal_http_responses_total", "code", code, c->http_codes[i]);
+    }
+    gauge(out, "hadal_http_connections", "Open HTTP connections.", c->http_connections);
+    counter(out, "hadal_http_connections_refused_total", "HTTP connections over the limit.",
+            c->http_refused);
+    gauge(out, "hadal_rpc_connections", "Open RPC connections, nodes and clients.",
+          c->rpc_connections);
+    counter(out, "hadal_rpc_connections_refused_total", "RPC connections over the limit.",
+            c->rpc_refused);
+    counter(out, "hadal_rpc_requests_total", "Requests that came by RPC.", c->rpc_requests);
+    counter(out, "hadal_rpc_protocol_errors_total", "Connections closed for a bad frame.",
+            c->rpc_protocol_errors);
+    counter(out, "hadal_reattached_total", "Streams taken up again by their clients.",
+            c->reattached);
+    counter(out, "hadal_stalled_total", "Clients closed because they read nothing.", c->stalled);
+    histogram(out, "hadal_ttft_seconds", "Time to the first token.", &c->ttft);
+    histogram(out, "hadal_pause_seconds", "Longest gap between tokens of a moved request.",
+              &c->pause);
+}
+
+void admin_metrics(const struct admin_view *v, struct strbuf *out)
+{
+    struct coord_stats st;
+    coord_stats(v->core, &st);
+    members(v->core, out);
+    requests(&st, out);
+    work(&st, out);
+    clients(v->counters, out);
+    gauge(out, "hadal_resident_bytes", "Resident memory of the coordinator.", admin_rss_bytes());
+    gauge(out, "hadal_uptime_seconds", "Since the coordinator started.",
+          (v->now_us - v->started_us) / 1000000);
+}

@@ -1,0 +1,36 @@
+// The coordinator's configuration: a YAML file (configs/coordinator.yaml tells every key), then the
+// options of the command line over it.
+#pragma once
+
+#include <stdint.h>
+
+#include "base/status.h"
+#include "coordinator/coord.h"
+
+struct coordinator_config {
+    char *http;       // owned; "host:port" to listen on; port 0 = any
+    char *rpc;        // owned; the same, for nodes and clients of the RPC
+    char *model;      // owned; model folder, for the tokenizer here and for the nodes to load
+    char *model_name; // owned; what clients call it; NULL = the last part of `model`
+    struct coord_config core;                   // its model_dir borrows `model`
+    uint32_t http_connections, rpc_connections; // open at once; more are closed at once
+    uint32_t idle_ms;        // an HTTP connection without a request for longer is closed
+    uint32_t write_stall_ms; // a client that takes nothing for longer is closed
+    uint32_t keepalive_ms;   // silence after which peers are asked whether they are alive
+    uint32_t stop_ms;        // at the end, how long running requests may go on
+    int ready_fd;            // "ready ...\n" is written here once a replica serves; -1 = nowhere
+};
+
+void coordinator_config_default(struct coordinator_config *c);
+// Reads `path` over the defaults. *c is untouched on failure; the caller finishes it otherwise.
+STATUS_MUST_USE enum status coordinator_config_load(const char *path, struct coordinator_config *c,
+                                                    struct errmsg *err);
+void coordinator_config_finish(struct coordinator_config *c);
+// After all changes: ranges, and what belongs together.
+STATUS_MUST_USE enum status coordinator_config_check(struct coordinator_config *c,
+                                                     struct errmsg *err);
+
+// Serves until SIGINT or SIGTERM. Prints `http http://HOST:PORT` and `rpc HOST:PORT` once it
+// listens, and `ready http://HOST:PORT` once a replica serves, each on its own line on stdout.
+// Failures at the start are in *err; the status says which kind. (main_shell.c)
+STATUS_MUST_USE enum status coordinator_run(const struct coordinator_config *c, struct errmsg *err);

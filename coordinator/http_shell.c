@@ -1,0 +1,499 @@
+// The HTTP server on libh2o: listening, routes, operators' commands, pages that are one document.
+// Answers of the model are http_stream_shell.c's.
+#include "coordinator/http_shell.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <utlist.h>
+
+#include "base/mem.h"
+
+enum {
+    ADMIN_TIMEOUT_MS = 30 * 1000, // when the operator names none
+    ADMIN_TIMEOUT_MAX_MS = 600 * 1000,
+};
+
+struct http_handler {
+    h2o_handler_t super;
+    struct http_server *server;
+};
+
+// An operator's command that waits for the core.
+struct http_admin {
+    struct admin_wait wait; // first
+    struct http_server *server;
+    h2o_req_t *req;
+    uint64_t deadline_us;
+    bool waiting;
+    struct http_admin *prev, *next;
+};
+
+void http_count(struct http_server *h, int status)
+{
+    h->shell->counters.http_codes[status]++;
+}
+
+void http_header(h2o_req_t *req, const char *name, const char *value)
+{
+    size_t n = strlen(value);
+    h2o_iovec_t copy = h2o_strdup(&req->pool, value, n);
+    h2o_add_header_by_str(&req->pool, &req->res.headers, name, strlen(name), 1, NULL, copy.base,
+                          copy.len);
+}
+
+static const char *reason_of(int status)
+{
+    static const struct {
+        int status;
+        const char *text;
+    } reasons[] = {
+        {200, "OK"},
+        {204, "No Content"},
+        {400, "Bad Request"},
+        {404, "Not Found"},
+        {405, "Method Not Allowed"},
+        {409, "Conflict"},
+        {413, "Content Too Large"},
+        {429, "Too Many Requests"},
+        {499, "Client Closed Request"},
+        {500, "Internal Server Error"},
+        {503, "Service Unavailable"},
+        {504, "Gateway Timeout"},
+    };
+    for (size_t i = 0; i < sizeof reasons / sizeof *reasons; i++)
+        if (reasons[i].status == status)
+            return reasons[i].text;
+    return "Error";
+}
+
+void http_reply(struct http_server *h, h2o_req_t *req, const struct http_reply *how,
+                const struct strbuf *body)
+{
+    char text[32];
+    req->res.status = how->status;
+    req->res.reason = reason_of(how->status);
+    if (how->status != 204) {
+        http_header(req, "content-type", how->type ? how->type : "application/json");
+        req->res.content_length = body->n;
+    }
+    if (how->request) {
+        snprintf(text, sizeof text, "%016llx", (unsigned long long)how->request);
+        http_header(req, "x-request-id", text);
+    }
+    if (how->retry_after_ms) {
+        snprintf(text, sizeof text, "%u", (how->retry_after_ms + 999) / 1000);
+        http_header(req, "retry-after", text);
+        snprintf(text, sizeof text, "%u", how->retry_after_ms);
+        http_header(req, "retry-after-ms", text);
+    }
+    http_count(h, how->status);
+    h2o_send_inline(req, body->v ? body->v : "", body->n);
+}
+
+void http_reply_error(struct http_server *h, h2o_req_t *req, uint64_t request,
+                      const struct openai_error *e)
+{
+    struct strbuf body = {0};
+    openai_error_json(e, &body);
+    const struct http_reply how = {
+        .status = e->http, .request = request, .retry_after_ms = e->retry_after_ms};
+    http_reply(h, req, &how, &body);
+    strbuf_finish(&body);
+}
+
+// ---- requests as text ---------------------------------------------------------------------------
+
+static bool is(h2o_iovec_t v, const char *text)
+{
+    return v.len == strlen(text) && !memcmp(v.base, text, v.len);
+}
+
+// The path without its query, cut into at most `max` parts.
+static size_t split_path(const h2o_req_t *req, h2o_iovec_t *parts, size_t max)
+{
+    size_t end = req->query_at == SIZE_MAX ? req->path.len : req->query_at, n = 0;
+    for (size_t at = 0; at < end;) {
+        at++; // the slash
+        size_t from = at;
+        while (at < end && req->path.base[at] != '/')
+            at++;
+        if (n == max)
+            return max + 1;
+        parts[n++] = h2o_iovec_init(req->path.base + from, at - from);
+    }
+    return n;
+}
+
+// A number of the query; -1 when it is absent, -2 when it is no number.
+static int64_t query_number(const h2o_req_t *req, const char *name)
+{
+    size_t len = strlen(name);
+    if (req->query_at == SIZE_MAX)
+        return -1;
+    const char *p = req->path.base + req->query_at + 1, *end = req->path.base + req->path.len;
+    while (p < end) {
+        const char *next = memchr(p, '&', (size_t)(end - p));
+        const char *stop = next ? next : end;
+        if ((size_t)(stop - p) > len && !memcmp(p, name, len) && p[len] == '=') {
+            size_t n = h2o_strtosize(p + len + 1, (size_t)(stop - p) - len - 1);
+            return n > INT64_MAX ? -2 : (int64_t)n;
+        }
+        p = next ? next + 1 : end;
+    }
+    return -1;
+}
+
+static bool not_found(struct openai_error *e, const h2o_req_t *req)
+{
+    int n = (int)(req->path.len < 200 ? req->path.len : 200);
+    return openai_fail(e, 404, NULL, "unknown_url", "Unknown request URL: %.*s %.*s.",
+                       (int)req->method.len, req->method.base, n, req->path.base);
+}
+
+static bool wrong_method(struct openai_error *e, const h2o_req_t *req, const char *allowed)
+{
+    return openai_fail(
+        e, 405, NULL, "method_not_allowed", "Not allowed to %.20s on this URL; use %s.",
+        h2o_strdup((h2o_mem_pool_t *)&req->pool, req->method.base, req->method.len).base, allowed);
+}
+
+// ---- pages --------------------------------------------------------------------------------------
+
+static struct admin_view view_of(struct shell *s)
+{
+    return (struct admin_view){.core = s->core,
+                               .counters = &s->counters,
+                               .model = s->text.name,
+                               .now_us = shell_now_us(),
+                               .started_us = s->started_us};
+}
+
+static void models_page(struct http_server *h, struct strbuf *out)
+{
+    struct coord_stats st;
+    coord_stats(h->shell->core, &st);
+    openai_models(h->shell->text.name, h->shell->started,
+                  st.max_context ? st.max_context : h->shell->text.context, out);
+}
+
+static void model_page(struct http_server *h, h2o_req_t *req, h2o_iovec_t name)
+{
+    struct openai_error e;
+    struct strbuf list = {0}, one = {0};
+    if (!is(name, h->shell->text.name)) {
+        openai_fail(&e, 404, "model", "model_not_found", "The model '%.*s' does not exist.",
+                    (int)(name.len < 100 ? name.len : 100), name.base);
+        http_reply_error(h, req, 0, &e);
+        return;
+    }
+    models_page(h, &list); // {"object":"list","data":[ONE]}
+    static const char before[] = "{\"object\":\"list\",\"data\":[";
+    strbuf_add(&one, list.v + sizeof before - 1, list.n - (sizeof before - 1) - 2);
+    http_reply(h, req, &(struct http_reply){.status = 200}, &one);
+    strbuf_finish(&list);
+    strbuf_finish(&one);
+}
+
+static void ready_page(struct http_server *h, h2o_req_t *req)
+{
+    struct coord_stats st;
+    coord_stats(h->shell->core, &st);
+    bool ready = st.replicas_ready > 0 && !st.closing;
+    struct strbuf body = {0};
+    strbuf_printf(&body, "{\"ready\":%s,\"replicas_ready\":%u,\"replicas\":%u}\n",
+                  ready ? "true" : "false", st.replicas_ready, st.replicas);
+    http_reply(h, req, &(struct http_reply){.status = ready ? 200 : 503}, &body);
+    strbuf_finish(&body);
+}
+
+// GET of a page that is one document.
+static bool page(struct http_server *h, h2o_req_t *req, const h2o_iovec_t *p, size_t n)
+{
+    struct admin_view v = view_of(h->shell);
+    struct strbuf body = {0};
+    const char *type = NULL;
+    if (n == 2 && is(p[0], "v1") && is(p[1], "models")) {
+        models_page(h, &body);
+    } else if (n == 1 && is(p[0], "healthz")) {
+        strbuf_puts(&body, "{\"ok\":true}\n");
+    } else if (n == 1 && is(p[0], "metrics")) {
+        admin_metrics(&v, &body);
+        type = "text/plain; version=0.0.4; charset=utf-8";
+    } else if (n == 3 && is(p[2], "status")) {
+        admin_status_json(&v, &body);
+    } else if (n == 3 && is(p[2], "nodes")) {
+        admin_nodes_json(&v, &body);
+    } else if (n == 3 && is(p[2], "replicas")) {
+        admin_replicas_json(&v, &body);
+    } else if (n == 3 && is(p[2], "requests")) {
+        admin_requests_json(&v, &body);
+    } else {
+        return false;
+    }
+    http_reply(h, req, &(struct http_reply){.status = 200, .type = type}, &body);
+    strbuf_finish(&body);
+    return true;
+}
+
+// ---- operators' commands ------------------------------------------------------------------------
+
+static void admin_end(struct http_admin *a)
+{
+    DL_DELETE(a->server->admins, a);
+    a->waiting = false;
+}
+
+static void admin_reply(struct http_admin *a, int http, enum status status, const char *text)
+{
+    struct openai_error e;
+    struct strbuf body = {0};
+    admin_end(a);
+    if (http != 200) {
+        openai_fail(&e, http, NULL, status_name(status), "%s", text);
+        http_reply_error(a->server, a->req, 0, &e);
+        return;
+    }
+    strbuf_puts(&body, "{\"status\":\"OK\",\"message\":");
+    strbuf_json(&body, text, strlen(text));
+    strbuf_puts(&body, "}\n");
+    http_reply(a->server, a->req, &(struct http_reply){.status = 200}, &body);
+    strbuf_finish(&body);
+}
+
+static void on_admin_done(struct admin_wait *w, enum status status, const char *text)
+{
+    int http = status == STATUS_OK          ? 200
+               : status == STATUS_NOT_FOUND ? 404
+               : status < 0                 ? 409
+                                            : 503;
+    admin_reply((struct http_admin *)w, http, status, text);
+}
+
+static void on_admin_dispose(void *p)
+{
+    struct http_admin *a = p;
+    if (!a->waiting)
+        return;
+    shell_admin_forget(a->server->shell, &a->wait);
+    admin_end(a);
+}
+
+static void admins_tick(struct http_server *h, uint64_t now_us)
+{
+    struct http_admin *a, *next;
+    DL_FOREACH_SAFE(h->admins, a, next)
+    {
+        if (now_us < a->deadline_us)
+            continue;
+        shell_admin_forget(h->shell, &a->wait);
+        admin_reply(a, 504, STATUS_PENDING, "not done yet; it goes on");
+    }
+}
+
+static void command(struct http_server *h, h2o_req_t *req, enum coord_admin_op op,
+                    h2o_iovec_t target)
+{
+    struct openai_error e;
+    char name[LIMIT_NAME];
+    int64_t timeout_ms = query_number(req, "timeout_ms");
+    uint64_t replica = 0;
+    if (timeout_ms == -1)
+        timeout_ms = ADMIN_TIMEOUT_MS;
+    if (timeout_ms < 0 || timeout_ms > ADMIN_TIMEOUT_MAX_MS) {
+        openai_fail(&e, 400, "timeout_ms", "invalid_value",
+                    "Invalid 'timeout_ms': a number of at most %d.", ADMIN_TIMEOUT_MAX_MS);
+        http_reply_error(h, req, 0, &e);
+        return;
+    }
+    snprintf(name, sizeof name, "%.*s", (int)(target.len < sizeof name ? target.len : 0),
+             target.base);
+    if (op == COORD_FAILOVER) {
+        size_t id = h2o_strtosize(target.base, target.len);
+        replica = id == SIZE_MAX ? 0 : id;
+    }
+    struct http_admin *a = h2o_mem_alloc_shared(&req->pool, sizeof *a, on_admin_dispose);
+    *a = (struct http_admin){.wait = {.done = on_admin_done},
+                             .server = h,
+                             .req = req,
+                             .deadline_us = shell_now_us() + (uint64_t)timeout_ms * 1000,
+                             .waiting = true};
+    DL_APPEND(h->admins, a);
+    shell_admin(h->shell, op, name, replica, &a->wait);
+}
+
+static bool admin_route(struct http_server *h, h2o_req_t *req, const h2o_iovec_t *p, size_t n,
+                        struct openai_error *e)
+{
+    static const struct {
+        const char *what, *op;
+        enum coord_admin_op code;
+    } ops[] = {
+        {"nodes", "drain", COORD_DRAIN},
+        {"nodes", "undrain", COORD_UNDRAIN},
+        {"nodes", "eject", COORD_EJECT},
+        {"replicas", "failover", COORD_FAILOVER},
+    };
+    if (n != 5)
+        return not_found(e, req);
+    for (size_t i = 0; i < sizeof ops / sizeof *ops; i++) {
+        if (!is(p[2], ops[i].what) || !is(p[4], ops[i].op))
+            continue;
+        if (!is(req->method, "POST"))
+            return wrong_method(e, req, "POST");
+        command(h, req, ops[i].code, p[3]);
+        return true;
+    }
+    return not_found(e, req);
+}
+
+// ---- routes -------------------------------------------------------------------------------------
+
+static bool generate_route(struct http_server *h, h2o_req_t *req, enum text_source source,
+                           struct openai_error *e)
+{
+    if (!is(req->method, "POST"))
+        return wrong_method(e, req, "POST");
+    if (req->entity.len > LIMIT_HTTP_BODY)
+        return openai_fail(e, 413, NULL, "body_too_large",
+                           "The request body has %zu bytes; the limit is %d.", req->entity.len,
+                           LIMIT_HTTP_BODY);
+    http_stream_generate(h, req, source);
+    return true;
+}
+
+// The event after which the stream goes on; -2 when what the client says is no number.
+static int64_t last_event_id(const h2o_req_t *req)
+{
+    ssize_t at = h2o_find_header_by_str(&req->headers, H2O_STRLIT("last-event-id"), -1);
+    if (at < 0)
+        return query_number(req, "from");
+    h2o_iovec_t v = req->headers.entries[at].value;
+    size_t n = h2o_strtosize(v.base, v.len);
+    return n > INT64_MAX ? -2 : (int64_t)n;
+}
+
+static bool stream_route(struct http_server *h, h2o_req_t *req, h2o_iovec_t name,
+                         struct openai_error *e)
+{
+    uint64_t id = openai_id_parse(name.base, name.len);
+    if (!id)
+        return openai_fail(e, 404, "id", "not_found", "'%.*s' is no id of a stream.",
+                           (int)(name.len < 64 ? name.len : 64), name.base);
+    if (is(req->method, "DELETE")) {
+        shell_post_request(h->shell, COORD_CANCEL, id);
+        http_reply(h, req, &(struct http_reply){.status = 204, .request = id}, &(struct strbuf){0});
+        return true;
+    }
+    if (!is(req->method, "GET"))
+        return wrong_method(e, req, "GET");
+    int64_t last_id = last_event_id(req);
+    if (last_id == -2)
+        return openai_fail(e, 400, "Last-Event-ID", "invalid_value",
+                           "The Last-Event-ID is not a number.");
+    http_stream_attach(h, req, id, last_id);
+    return true;
+}
+
+static bool route(struct http_server *h, h2o_req_t *req, struct openai_error *e)
+{
+    h2o_iovec_t p[5];
+    size_t n = split_path(req, p, 5);
+    bool v1 = n >= 2 && n <= 5 && is(p[0], "v1");
+    if (v1 && n == 3 && is(p[1], "chat") && is(p[2], "completions"))
+        return generate_route(h, req, TEXT_CHAT, e);
+    if (v1 && n == 2 && is(p[1], "completions"))
+        return generate_route(h, req, TEXT_COMPLETION, e);
+    if (v1 && n == 3 && is(p[1], "streams"))
+        return stream_route(h, req, p[2], e);
+    if (n == 5 && is(p[0], "hadal") && is(p[1], "v1"))
+        return admin_route(h, req, p, n, e);
+    bool known = (n == 1 && (is(p[0], "metrics") || is(p[0], "healthz") || is(p[0], "readyz"))) ||
+                 (v1 && n == 2 && is(p[1], "models")) || (v1 && n == 3 && is(p[1], "models")) ||
+                 (n == 3 && is(p[0], "hadal") && is(p[1], "v1"));
+    if (!known)
+        return not_found(e, req);
+    if (!is(req->method, "GET"))
+        return wrong_method(e, req, "GET");
+    if (n == 1 && is(p[0], "readyz"))
+        ready_page(h, req);
+    else if (v1 && n == 3)
+        model_page(h, req, p[2]);
+    else if (!page(h, req, p, n))
+        return not_found(e, req);
+    return true;
+}
+
+static int on_request(h2o_handler_t *handler, h2o_req_t *req)
+{
+    struct http_server *h = ((struct http_handler *)handler)->server;
+    struct openai_error e;
+    if (!route(h, req, &e))
+        http_reply_error(h, req, 0, &e);
+    return 0;
+}
+
+// ---- connections --------------------------------------------------------------------------------
+
+struct http_conn {
+    uv_tcp_t tcp; // first
+    struct http_server *server;
+};
+
+static void on_conn_closed(uv_handle_t *handle)
+{
+    struct http_conn *c = (struct http_conn *)handle; // libh2o uses handle->data
+    c->server->shell->counters.http_connections--;
+    free(c);
+}
+
+static void on_connection(uv_stream_t *listener, int status)
+{
+    struct http_server *h = listener->data;
+    struct shell_counters *counters = &h->shell->counters;
+    if (status < 0) {
+        log_warn("coordinator: accept: %s", uv_strerror(status));
+        return;
+    }
+    struct http_conn *c = mem_zalloc(1, sizeof *c);
+    c->server = h;
+    uv_tcp_init(&h->shell->loop, &c->tcp);
+    counters->http_connections++;
+    bool full = counters->http_connections > h->shell->cfg->http_connections;
+    if (uv_accept(listener, (uv_stream_t *)&c->tcp) || full) {
+        counters->http_refused += full;
+        uv_close((uv_handle_t *)&c->tcp, on_conn_closed);
+        return;
+    }
+    uv_tcp_nodelay(&c->tcp, 1);
+    h2o_accept(&h->accept, h2o_uv_socket_create((uv_stream_t *)&c->tcp, on_conn_closed));
+}
+
+void http_server_tick(struct http_server *h, uint64_t now_us)
+{
+    http_streams_tick(h, now_us);
+    admins_tick(h, now_us);
+}
+
+enum status http_server_open(struct shell *s, uint16_t *port_out, struct errmsg *err)
+{
+    struct http_server *h = mem_zalloc(1, sizeof *h);
+    h->shell = s;
+    s->http = h;
+    h2o_config_init(&h->config);
+    h->config.server_name = h2o_iovec_init(H2O_STRLIT("hadal"));
+    h->config.http1.req_timeout = s->cfg->idle_ms;
+    h->config.http2.idle_timeout = s->cfg->idle_ms;
+    // A body a little over our limit gets our answer, a larger one libh2o's.
+    h->config.max_request_entity_size = 2 * LIMIT_HTTP_BODY;
+    h2o_hostconf_t *host =
+        h2o_config_register_host(&h->config, h2o_iovec_init(H2O_STRLIT("default")), 65535);
+    h2o_pathconf_t *path = h2o_config_register_path(host, "/", 0);
+    struct http_handler *handler = (struct http_handler *)h2o_create_handler(path, sizeof *handler);
+    handler->server = h;
+    handler->super.on_req = on_request;
+    h2o_context_init(&h->context, &s->loop, &h->config);
+    h->accept = (h2o_accept_ctx_t){.ctx = &h->context, .hosts = h->config.hosts};
+    uv_tcp_init(&s->loop, &h->listener);
+    h->listener.data = h;
+    return shell_listen(s, &h->listener, "http", s->cfg->http, on_connection, port_out, err);
+}

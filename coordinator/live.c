@@ -1,0 +1,154 @@
+// Keeps requests for their readers; the shell decides when readers are woken.
+#include "coordinator/live.h"
+
+#include <assert.h>
+#include <stdlib.h>
+#include <string.h>
+#include <utlist.h>
+
+#include "base/hash.h"
+#include "base/mem.h"
+
+static bool make_answer(struct live *l, struct text_job *job)
+{
+    bool chat = l->head.kind == OPENAI_CHAT;
+    const struct answer_args args = {
+        .tokenizer = job->model->tokenizer,
+        .reasoning = chat && job->model->thinks,
+        .opens_think = job->model->opens_think,
+        .stop = job->request.gen.stop,
+        .stop_n = job->request.gen.stop_n,
+        .logprobs = job->sampling.logprobs,
+    };
+    struct errmsg err = {0};
+    if (!answer_init(&l->answer, &args, &err))
+        return true;
+    return openai_fail(&job->error, 400, "stop", "invalid_value", "%s", err.text);
+}
+
+static void fill_submit(struct live *l, const struct text_job *job)
+{
+    const struct rpc_generate *g = &job->request.gen;
+    l->submit = (struct coord_submit){
+        .request = l->request,
+        .prompt = l->prompt,
+        .prompt_n = l->prompt_n,
+        .max_tokens = g->max_tokens,
+        .stop_ids_n = job->model->stop_ids_n,
+        .sampling = job->sampling,
+        .band = g->band,
+        .session = *g->session ? hash_bytes(g->session, strlen(g->session), 1) | 1 : 0,
+        .deadline_us = g->deadline_ms, // the shell adds the time
+    };
+    memcpy(l->submit.stop_ids, job->model->stop_ids, sizeof l->submit.stop_ids);
+}
+
+struct live *live_create(uint64_t request, int64_t created, struct text_job *job)
+{
+    struct live *l = mem_zalloc(1, sizeof *l);
+    l->request = request;
+    l->head = (struct openai_head){.kind = job->request.kind,
+                                   .request = request,
+                                   .created = created,
+                                   .model = job->model->name,
+                                   .include_usage = job->request.include_usage};
+    if (!make_answer(l, job)) {
+        free(l);
+        return NULL;
+    }
+    l->prompt = job->ids.v;
+    l->prompt_n = (uint32_t)job->ids.n;
+    job->ids = (struct token_vec){0};
+    fill_submit(l, job);
+    return l;
+}
+
+void live_destroy(struct live *l)
+{
+    assert(!l->readers && !l->dirty);
+    answer_finish(&l->answer);
+    free(l->prompt);
+    free(l);
+}
+
+void live_attach(struct live *l, struct reader *r)
+{
+    assert(!r->live);
+    r->live = l;
+    DL_APPEND(l->readers, r);
+}
+
+void live_detach(struct reader *r)
+{
+    DL_DELETE(r->live->readers, r);
+    r->live = NULL;
+}
+
+bool live_tokens(struct live *l, const struct token_out *tokens, uint32_t n)
+{
+    for (uint32_t i = 0; i < n && !l->answer.stopped; i++) {
+        assert(tokens[i].token < 0 || tokens[i].index == l->answer.tokens_n);
+        if (answer_push(&l->answer, &tokens[i]))
+            return true;
+    }
+    return false;
+}
+
+void live_queued(struct live *l, uint32_t position, uint32_t eta_ms)
+{
+    l->position = position;
+    l->eta_ms = eta_ms;
+    l->notices++;
+}
+
+void live_done(struct live *l, enum finish_reason finish, enum status status, const char *text,
+               uint32_t prompt_n, uint32_t cached_n)
+{
+    answer_close(&l->answer);
+    l->state = LIVE_DONE;
+    l->finish = finish;
+    l->prompt_n = prompt_n;
+    l->cached_n = cached_n;
+    if (finish == FINISH_CANCELLED)
+        openai_fail(&l->error, 499, NULL, "cancelled", "The request was cancelled%s%s.",
+                    *text ? ": " : "", text);
+    else if (finish == FINISH_ERROR)
+        openai_fail(&l->error, status_group(status) == STATUS_GROUP_REQUEST ? 400 : 500, NULL,
+                    status_name(status), "The request could not be finished: %s.",
+                    *text ? text : status_text(status));
+}
+
+static const struct {
+    int http;
+    const char *param, *code;
+} refusals[] = {
+    [COORD_REFUSE_NONE] = {500, NULL, NULL},
+    [COORD_REFUSE_QUEUE_FULL] = {429, NULL, "queue_full"},
+    [COORD_REFUSE_NO_CAPACITY] = {503, NULL, "no_capacity"},
+    [COORD_REFUSE_DEADLINE] = {429, NULL, "deadline"},
+    [COORD_REFUSE_DRAINING] = {503, NULL, "draining"},
+    [COORD_REFUSE_PROMPT_TOO_LONG] = {400, "prompt", "context_length_exceeded"},
+    [COORD_REFUSE_BAD_MAX_TOKENS] = {400, "max_tokens", "context_length_exceeded"},
+    [COORD_REFUSE_BAD_REQUEST] = {400, NULL, "invalid_value"},
+};
+
+void live_refused(struct live *l, enum coord_refusal reason, uint32_t retry_after_ms,
+                  const char *text)
+{
+    const char *param = refusals[reason].param;
+    if (reason == COORD_REFUSE_PROMPT_TOO_LONG && l->head.kind == OPENAI_CHAT)
+        param = "messages";
+    answer_close(&l->answer);
+    l->state = LIVE_REFUSED;
+    l->forgotten = true;
+    openai_fail(&l->error, refusals[reason].http, param, refusals[reason].code, "%s", text);
+    l->error.retry_after_ms = retry_after_ms;
+}
+
+struct openai_usage live_usage(const struct live *l)
+{
+    return (struct openai_usage){.prompt = l->prompt_n,
+                                 .completion = l->answer.tokens_n,
+                                 .cached = l->cached_n,
+                                 .reasoning = l->answer.reasoning_tokens};
+}

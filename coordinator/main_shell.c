@@ -1,0 +1,579 @@
+// The coordinator's loop: start and end, the queue of events, the core's actions. Connections are
+// rpc*_shell.c's, HTTP is http*_shell.c's.
+#include "coordinator/main_shell.h"
+
+#include <assert.h>
+#include <netdb.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/random.h>
+#include <sys/resource.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "base/mem.h"
+
+uint64_t shell_now_us(void)
+{
+    return uv_hrtime() / 1000;
+}
+
+// ---- the queue ----------------------------------------------------------------------------------
+
+void shell_post(struct shell *s, const struct shell_event *ev)
+{
+    MEM_GROW(s->events, s->events_n, s->events_cap);
+    s->events[s->events_n++] = *ev;
+}
+
+void shell_post_request(struct shell *s, enum coord_event_kind kind, uint64_t request)
+{
+    shell_post(
+        s, &(struct shell_event){.kind = SHELL_REQUEST, .request = {.kind = kind, .id = request}});
+}
+
+void shell_dirty(struct shell *s, struct live *l)
+{
+    if (l->dirty)
+        return;
+    l->dirty = true;
+    l->dirty_next = s->dirty;
+    s->dirty = l;
+}
+
+static struct live *find_live(struct shell *s, uint64_t request)
+{
+    struct live *l;
+    HASH_FIND(hh, s->lives, &request, sizeof request, l);
+    return l;
+}
+
+// The core knows it no more: it goes when its last reader has gone.
+static void forget(struct shell *s, struct live *l)
+{
+    l->forgotten = true;
+    HASH_DEL(s->lives, l);
+    if (!l->readers && !l->dirty)
+        live_destroy(l);
+}
+
+// ---- actions of the core ------------------------------------------------------------------------
+
+static void on_tokens(struct shell *s, const struct coord_action *a)
+{
+    struct live *l = find_live(s, a->tokens.request);
+    if (!l)
+        return;
+    if (live_tokens(l, a->tokens.tokens, a->tokens.tokens_n))
+        shell_post(
+            s, &(struct shell_event){
+                   .kind = SHELL_REQUEST,
+                   .request = {.kind = COORD_STOP, .id = l->request, .kept = l->answer.tokens_n}});
+    shell_dirty(s, l);
+}
+
+static void measure(struct shell *s, uint64_t request)
+{
+    struct coord_request_view v;
+    if (!coord_request_find(s->core, request, &v))
+        return;
+    if (v.first_token_us)
+        histogram_add(&s->counters.ttft, (double)(v.first_token_us - v.submitted_us) / 1e6);
+    if (v.pause_us)
+        histogram_add(&s->counters.pause, v.pause_us / 1e6);
+}
+
+static void on_done(struct shell *s, const struct coord_action *a)
+{
+    struct live *l = find_live(s, a->done.request);
+    measure(s, a->done.request);
+    if (!l)
+        return;
+    live_done(l, a->done.finish, a->done.status, a->done.text, a->done.prompt_n, a->done.cached_n);
+    shell_dirty(s, l);
+}
+
+static void on_refused(struct shell *s, const struct coord_action *a)
+{
+    struct live *l = find_live(s, a->refused.request);
+    if (!l)
+        return;
+    live_refused(l, a->refused.reason, a->refused.retry_after_ms, a->refused.text);
+    shell_dirty(s, l);
+    forget(s, l);
+}
+
+static void on_queued(struct shell *s, const struct coord_action *a)
+{
+    struct live *l = find_live(s, a->queued.request);
+    if (!l)
+        return;
+    live_queued(l, a->queued.position, a->queued.eta_ms);
+    shell_dirty(s, l);
+}
+
+static void on_admin_done(struct shell *s, const struct coord_action *a)
+{
+    struct admin_wait *w;
+    HASH_FIND(hh, s->waits, &a->admin_done.tag, sizeof w->tag, w);
+    if (!w)
+        return;
+    HASH_DEL(s->waits, w);
+    w->done(w, a->admin_done.status, a->admin_done.text);
+}
+
+static void on_core_timer(uv_timer_t *t)
+{
+    shell_post(t->data, &(struct shell_event){.kind = SHELL_TIMER});
+}
+
+static void set_timer(struct shell *s, uint64_t at_us)
+{
+    uint64_t now = shell_now_us();
+    if (at_us == UINT64_MAX) {
+        uv_timer_stop(&s->timer);
+        return;
+    }
+    uv_update_time(&s->loop);
+    uv_timer_start(&s->timer, on_core_timer, at_us > now ? (at_us - now + 999) / 1000 : 0, 0);
+}
+
+static void act(struct shell *s, const struct coord_action *a)
+{
+    switch (a->kind) {
+    case COORD_SEND:
+        rpc_send(s->rpc, a->send.conn, a->send.msg);
+        break;
+    case COORD_CLOSE_CONN:
+        rpc_close_conn(s->rpc, a->close.conn, a->close.text);
+        break;
+    case COORD_QUEUED:
+        on_queued(s, a);
+        break;
+    case COORD_TOKENS:
+        on_tokens(s, a);
+        break;
+    case COORD_DONE:
+        on_done(s, a);
+        break;
+    case COORD_REFUSED:
+        on_refused(s, a);
+        break;
+    case COORD_FORGET: {
+        struct live *l = find_live(s, a->forget.request);
+        if (l)
+            forget(s, l);
+        break;
+    }
+    case COORD_ADMIN_DONE:
+        on_admin_done(s, a);
+        break;
+    case COORD_SET_TIMER:
+        set_timer(s, a->timer.at_us);
+        break;
+    case COORD_TRACE:
+        log_write(a->trace.level, "%s", a->trace.text);
+        break;
+    }
+}
+
+void shell_step(struct shell *s, const struct coord_event *ev)
+{
+    struct coord_event stamped = *ev;
+    stamped.now_us = shell_now_us();
+    struct coord_actions actions;
+    coord_step(s->core, &stamped, &actions);
+    for (size_t i = 0; i < actions.n; i++)
+        act(s, &actions.v[i]);
+}
+
+// ---- draining -----------------------------------------------------------------------------------
+
+static void submit(struct shell *s, struct live *l)
+{
+    struct coord_event ev = {.kind = COORD_SUBMIT, .submit = l->submit};
+    if (ev.submit.deadline_us)
+        ev.submit.deadline_us = shell_now_us() + ev.submit.deadline_us * 1000;
+    l->state = LIVE_OPEN;
+    shell_dirty(s, l);
+    shell_step(s, &ev);
+    free(l->prompt);
+    l->prompt = NULL;
+}
+
+static void handle(struct shell *s, const struct shell_event *ev)
+{
+    switch (ev->kind) {
+    case SHELL_FRAMES:
+        rpc_conn_frames(ev->conn);
+        break;
+    case SHELL_CONN_DOWN:
+        if (rpc_conn_is_node(ev->conn))
+            shell_step(s, &(struct coord_event){.kind = COORD_NODE_DOWN,
+                                                .node = {.conn = rpc_conn_id(ev->conn)}});
+        rpc_conn_free(ev->conn);
+        break;
+    case SHELL_SUBMIT:
+        submit(s, ev->live);
+        break;
+    case SHELL_REQUEST:
+        shell_step(s, &(struct coord_event){.kind = ev->request.kind,
+                                            .req = {ev->request.id, ev->request.kept}});
+        break;
+    case SHELL_ADMIN:
+        shell_step(s, &(struct coord_event){.kind = COORD_ADMIN,
+                                            .admin = {.op = ev->admin.op,
+                                                      .target = ev->admin.target,
+                                                      .replica = ev->admin.replica,
+                                                      .tag = ev->admin.tag}});
+        break;
+    case SHELL_TIMER:
+        shell_step(s, &(struct coord_event){.kind = COORD_TIMER});
+        break;
+    }
+}
+
+static void wake_readers(struct shell *s)
+{
+    while (s->dirty) {
+        struct live *l = s->dirty;
+        s->dirty = l->dirty_next;
+        for (struct reader *r = l->readers, *next; r; r = next) {
+            next = r->next;
+            r->wake(r);
+        }
+        l->dirty = false;
+        if (l->forgotten && !l->readers)
+            live_destroy(l);
+    }
+}
+
+static void tell(struct shell *s, const char *line)
+{
+    printf("%s", line);
+    fflush(stdout);
+    if (s->cfg->ready_fd >= 0 && write(s->cfg->ready_fd, line, strlen(line)) < 0)
+        log_warn("coordinator: --ready-fd %d: %s", s->cfg->ready_fd, strerror(errno));
+}
+
+// "127.0.0.1:0" with the port that it got.
+static void listen_name(const char *address, uint16_t port, char *out, size_t n)
+{
+    const char *colon = strrchr(address, ':');
+    snprintf(out, n, "%.*s:%u", colon ? (int)(colon - address) : 0, address, port);
+}
+
+static void tell_ready(struct shell *s)
+{
+    struct coord_stats st;
+    coord_stats(s->core, &st);
+    if (!st.replicas_ready)
+        return;
+    char address[300], line[320];
+    s->told_ready = true;
+    listen_name(s->cfg->http, s->http_port, address, sizeof address);
+    snprintf(line, sizeof line, "ready http://%s\n", address);
+    tell(s, line);
+}
+
+// Handling may append more: a stop string found, a reader gone. All of it is done before the loop
+// polls again.
+static void drain(struct shell *s)
+{
+    bool worked = s->events_n > 0;
+    do {
+        while (s->events_at < s->events_n) {
+            struct shell_event ev = s->events[s->events_at++]; // the array may move
+            handle(s, &ev);
+        }
+        s->events_at = s->events_n = 0;
+        wake_readers(s);
+    } while (s->events_n);
+    rpc_server_flush(s->rpc);
+    if (worked && !s->told_ready)
+        tell_ready(s);
+}
+
+static void on_prepare(uv_prepare_t *p)
+{
+    drain(p->data);
+}
+
+static void on_check(uv_check_t *c)
+{
+    drain(c->data);
+}
+
+// ---- what the other parts of the shell ask for --------------------------------------------------
+
+struct live *shell_submit(struct shell *s, struct text_job *job, struct reader *first)
+{
+    uint64_t id;
+    do
+        id = prng_u64(&s->prng);
+    while (id == 0 || find_live(s, id));
+    if (!(job->request.gen.given & RPC_GIVEN_SEED))
+        job->sampling.seed = prng_u64(&s->prng);
+    struct live *l = live_create(id, (int64_t)time(NULL), job);
+    if (!l)
+        return NULL;
+    HASH_ADD(hh, s->lives, request, sizeof l->request, l);
+    live_attach(l, first);
+    shell_post(s, &(struct shell_event){.kind = SHELL_SUBMIT, .live = l});
+    return l;
+}
+
+struct live *shell_attach(struct shell *s, uint64_t request, struct reader *r)
+{
+    struct live *l = find_live(s, request);
+    if (!l)
+        return NULL;
+    live_attach(l, r);
+    s->counters.reattached++;
+    shell_post_request(s, COORD_ATTACH, request);
+    return l;
+}
+
+void shell_detach(struct shell *s, struct reader *r)
+{
+    struct live *l = r->live;
+    if (!l)
+        return;
+    live_detach(r);
+    if (l->forgotten) {
+        if (!l->readers && !l->dirty)
+            live_destroy(l);
+        return;
+    }
+    shell_post_request(s, COORD_DETACH, l->request);
+}
+
+void shell_admin(struct shell *s, enum coord_admin_op op, const char *target, uint64_t replica,
+                 struct admin_wait *w)
+{
+    w->tag = ++s->next_tag;
+    HASH_ADD(hh, s->waits, tag, sizeof w->tag, w);
+    struct shell_event ev = {.kind = SHELL_ADMIN,
+                             .admin = {.op = op, .replica = replica, .tag = w->tag}};
+    snprintf(ev.admin.target, sizeof ev.admin.target, "%s", target);
+    shell_post(s, &ev);
+}
+
+void shell_admin_forget(struct shell *s, struct admin_wait *w)
+{
+    HASH_DEL(s->waits, w);
+}
+
+// ---- listening ----------------------------------------------------------------------------------
+
+enum status shell_address(const char *key, const char *text, struct sockaddr_storage *out,
+                          struct errmsg *err)
+{
+    char host[256];
+    const char *colon = strrchr(text, ':');
+    if (!colon || colon == text || (size_t)(colon - text) >= sizeof host)
+        return errmsg_set(err, STATUS_BAD_CONFIG, "%s: '%s' is not of the form host:port", key,
+                          text);
+    snprintf(host, sizeof host, "%.*s", (int)(colon - text), text);
+    size_t n = strlen(host);
+    if (host[0] == '[' && host[n - 1] == ']') {
+        memmove(host, host + 1, n);
+        host[n - 2] = '\0';
+    }
+    char *end;
+    long port = strtol(colon + 1, &end, 10);
+    if (colon[1] == '\0' || *end || port < 0 || port > 65535)
+        return errmsg_set(err, STATUS_BAD_CONFIG, "%s: '%s' is no port", key, colon + 1);
+    const struct addrinfo hints = {.ai_socktype = SOCK_STREAM,
+                                   .ai_flags = AI_PASSIVE | AI_NUMERICSERV};
+    struct addrinfo *list;
+    int rc = getaddrinfo(host, colon + 1, &hints, &list);
+    if (rc)
+        return errmsg_set(err, STATUS_BAD_CONFIG, "%s: host '%s': %s", key, host, gai_strerror(rc));
+    memcpy(out, list->ai_addr, list->ai_addrlen);
+    freeaddrinfo(list);
+    return STATUS_OK;
+}
+
+static uint16_t bound_port(const uv_tcp_t *tcp)
+{
+    struct sockaddr_storage a;
+    int n = sizeof a;
+    if (uv_tcp_getsockname(tcp, (struct sockaddr *)&a, &n))
+        return 0;
+    return ntohs(a.ss_family == AF_INET6 ? ((struct sockaddr_in6 *)&a)->sin6_port
+                                         : ((struct sockaddr_in *)&a)->sin_port);
+}
+
+enum status shell_listen(struct shell *s, uv_tcp_t *tcp, const char *key, const char *address,
+                         uv_connection_cb cb, uint16_t *port_out, struct errmsg *err)
+{
+    struct sockaddr_storage a;
+    enum status st = shell_address(key, address, &a, err);
+    if (st)
+        return st;
+    int rc = uv_tcp_bind(tcp, (struct sockaddr *)&a, 0);
+    if (!rc)
+        rc = uv_listen((uv_stream_t *)tcp, 4096, cb);
+    if (rc)
+        return errmsg_set(err, STATUS_BAD_CONFIG, "%s: cannot listen on %s: %s", key, address,
+                          uv_strerror(rc));
+    *port_out = bound_port(tcp);
+    return STATUS_OK;
+}
+
+// ---- start and end ------------------------------------------------------------------------------
+
+static void stop_now(struct shell *s)
+{
+    if (s->stopping)
+        return;
+    s->stopping = true;
+    uv_stop(&s->loop);
+}
+
+static void on_stop_timer(uv_timer_t *t)
+{
+    stop_now(t->data);
+}
+
+static void on_closed_admission(struct admin_wait *w, enum status status, const char *text)
+{
+    struct shell *s = (struct shell *)((char *)w - offsetof(struct shell, close_wait));
+    uv_timer_start(&s->stop_timer, on_stop_timer, 20, 0); // the last bytes leave
+}
+
+// The first signal lets running requests finish for stop_ms, the second one does not.
+static void on_signal(uv_signal_t *h, int signum)
+{
+    struct shell *s = h->data;
+    if (s->draining) {
+        stop_now(s);
+        return;
+    }
+    log_info("coordinator: %s, stopping", signum == SIGINT ? "SIGINT" : "SIGTERM");
+    s->draining = true;
+    s->close_wait.done = on_closed_admission;
+    shell_admin(s, COORD_CLOSE, "", 0, &s->close_wait);
+    uv_timer_start(&s->stop_timer, on_stop_timer, s->cfg->stop_ms, 0);
+}
+
+static void on_tick(uv_timer_t *t)
+{
+    struct shell *s = t->data;
+    uint64_t now = shell_now_us();
+    rpc_server_tick(s->rpc, now);
+    http_server_tick(s->http, now);
+}
+
+static void raise_fd_limit(void)
+{
+    struct rlimit r;
+    if (getrlimit(RLIMIT_NOFILE, &r) || r.rlim_cur >= r.rlim_max)
+        return;
+    r.rlim_cur = r.rlim_max;
+    if (setrlimit(RLIMIT_NOFILE, &r))
+        log_warn("coordinator: the limit of open files stays low: %s", strerror(errno));
+}
+
+static void start_handles(struct shell *s)
+{
+    uv_prepare_init(&s->loop, &s->prepare);
+    uv_check_init(&s->loop, &s->check);
+    uv_timer_init(&s->loop, &s->timer);
+    uv_timer_init(&s->loop, &s->tick);
+    uv_timer_init(&s->loop, &s->stop_timer);
+    s->prepare.data = s->check.data = s->timer.data = s->tick.data = s->stop_timer.data = s;
+    uv_prepare_start(&s->prepare, on_prepare);
+    uv_check_start(&s->check, on_check);
+    uv_timer_start(&s->tick, on_tick, 1000, 1000);
+    const int numbers[2] = {SIGINT, SIGTERM};
+    for (int i = 0; i < 2; i++) {
+        uv_signal_init(&s->loop, &s->signals[i]);
+        s->signals[i].data = s;
+        uv_signal_start(&s->signals[i], on_signal, numbers[i]);
+    }
+}
+
+static enum status open_core(struct shell *s, struct errmsg *err)
+{
+    struct coord_config core = s->cfg->core;
+    struct timespec now;
+    clock_gettime(CLOCK_REALTIME, &now);
+    core.first_epoch = (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000;
+    if (!core.max_context)
+        core.max_context = s->text.context;
+    core.trace = log_level();
+    s->core = coord_create(&core, err);
+    return s->core ? STATUS_OK : STATUS_BAD_CONFIG;
+}
+
+static enum status seed(struct shell *s, struct errmsg *err)
+{
+    uint64_t v;
+    if (getrandom(&v, sizeof v, 0) != sizeof v)
+        return errmsg_set(err, STATUS_IO, "getrandom: %s", strerror(errno));
+    prng_seed(&s->prng, v);
+    return STATUS_OK;
+}
+
+static void tell_addresses(struct shell *s)
+{
+    char address[300], line[320];
+    listen_name(s->cfg->http, s->http_port, address, sizeof address);
+    snprintf(line, sizeof line, "http http://%s\n", address);
+    tell(s, line);
+    listen_name(s->cfg->rpc, s->rpc_port, address, sizeof address);
+    snprintf(line, sizeof line, "rpc %s\n", address);
+    tell(s, line);
+    log_info("coordinator: model %s, %s template, context %u", s->text.name,
+             chat_template_family(s->text.template), s->text.context);
+}
+
+static void free_lives(struct shell *s)
+{
+    struct live *l, *next;
+    HASH_ITER(hh, s->lives, l, next)
+    {
+        HASH_DEL(s->lives, l);
+        while (l->readers)
+            live_detach(l->readers);
+        l->dirty = false;
+        live_destroy(l);
+    }
+}
+
+enum status coordinator_run(const struct coordinator_config *cfg, struct errmsg *err)
+{
+    struct shell *s = mem_zalloc(1, sizeof *s);
+    s->cfg = cfg;
+    s->started = (int64_t)time(NULL);
+    s->started_us = shell_now_us();
+    signal(SIGPIPE, SIG_IGN);
+    raise_fd_limit();
+    uv_loop_init(&s->loop);
+    enum status st = seed(s, err);
+    if (!st)
+        st = model_text_open(cfg->model, cfg->model_name, &s->text, err);
+    if (!st)
+        st = open_core(s, err);
+    if (!st)
+        st = rpc_server_open(s, &s->rpc_port, err);
+    if (!st)
+        st = http_server_open(s, &s->http_port, err);
+    if (!st) {
+        start_handles(s);
+        tell_addresses(s);
+        uv_run(&s->loop, UV_RUN_DEFAULT);
+        log_info("coordinator: stopped");
+    }
+    // The process ends after this: sockets and timers that libuv and libh2o still hold go with it.
+    rpc_server_close(s->rpc);
+    free_lives(s);
+    coord_destroy(s->core);
+    model_text_close(&s->text);
+    free(s->events);
+    return st;
+}

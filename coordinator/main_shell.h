@@ -1,0 +1,142 @@
+// Inside of the coordinator's libuv shell: what main_shell.c, http*_shell.c, rpc*_shell.c and
+// text_pool_shell.c share. One thread, one loop. Callbacks of libuv and libh2o only append events;
+// the queue is drained once before and once after each poll of the loop, through coord_step, and
+// what readers and connections have to write leaves at the end of that.
+#pragma once
+
+#include <uv.h>
+
+#include "base/prng.h"
+#include "coordinator/admin_json.h"
+#include "coordinator/config.h"
+#include "coordinator/coord.h"
+#include "coordinator/live.h"
+#include "coordinator/text_pool.h"
+
+struct rpc_server;
+struct rpc_conn;
+struct http_server;
+
+enum shell_event_kind {
+    SHELL_FRAMES,    // conn has frames to decode
+    SHELL_CONN_DOWN, // conn is closed; the last event that names it
+    SHELL_SUBMIT,    // live
+    SHELL_REQUEST,   // a word about a request to the core: STOP, ATTACH, DETACH, CANCEL
+    SHELL_ADMIN,
+    SHELL_TIMER,
+};
+
+struct shell_event {
+    enum shell_event_kind kind;
+    union {
+        struct rpc_conn *conn;
+        struct live *live;
+        struct {
+            enum coord_event_kind kind;
+            uint64_t id;
+            uint32_t kept;
+        } request;
+        struct {
+            enum coord_admin_op op;
+            char target[LIMIT_NAME];
+            uint64_t replica, tag;
+        } admin;
+    };
+};
+
+// Who waits for an operator's command. The caller's memory.
+struct admin_wait {
+    UT_hash_handle hh; // by tag
+    uint64_t tag;
+    void (*done)(struct admin_wait *w, enum status status, const char *text);
+};
+
+struct shell {
+    const struct coordinator_config *cfg;
+    uv_loop_t loop;
+    uv_prepare_t prepare;
+    uv_check_t check;
+    uv_timer_t timer; // the core's
+    uv_timer_t tick;  // once a second: time-outs of connections
+    uv_timer_t stop_timer;
+    uv_signal_t signals[2];
+    struct coord *core;
+    struct model_text text;
+    struct prng prng; // ids and seeds
+    int64_t started;  // Unix time, seconds
+    uint64_t started_us;
+    uint16_t http_port, rpc_port;
+
+    struct shell_event *events; // owned; a queue
+    size_t events_at, events_n, events_cap;
+    struct live *lives; // hash
+    struct live *dirty; // list of those whose readers are to be woken
+    struct admin_wait *waits;
+    uint64_t next_tag;
+    size_t text_jobs, text_bytes; // on worker threads
+
+    struct rpc_server *rpc;
+    struct http_server *http;
+    struct admin_wait close_wait;
+    bool draining, stopping, told_ready;
+    struct shell_counters counters;
+};
+
+uint64_t shell_now_us(void);
+void shell_post(struct shell *s, const struct shell_event *ev);
+void shell_post_request(struct shell *s, enum coord_event_kind kind, uint64_t request);
+// Readers of it are woken at the end of this drain.
+void shell_dirty(struct shell *s, struct live *l);
+
+// A request for the core; takes the ids from the job. The reader counts as the first client. NULL:
+// job->error says why not.
+struct live *shell_submit(struct shell *s, struct text_job *job, struct reader *first);
+// One more client; NULL: no such request.
+struct live *shell_attach(struct shell *s, uint64_t request, struct reader *r);
+// The reader goes away; the core's grace time begins with the last one.
+void shell_detach(struct shell *s, struct reader *r);
+
+void shell_admin(struct shell *s, enum coord_admin_op op, const char *target, uint64_t replica,
+                 struct admin_wait *w);
+void shell_admin_forget(struct shell *s, struct admin_wait *w);
+
+// "host:port" or "[v6]:port" -> an address to bind.
+STATUS_MUST_USE enum status shell_address(const char *key, const char *text,
+                                          struct sockaddr_storage *out, struct errmsg *err);
+// Binds and listens; *port_out is the port it got.
+STATUS_MUST_USE enum status shell_listen(struct shell *s, uv_tcp_t *tcp, const char *key,
+                                         const char *address, uv_connection_cb cb,
+                                         uint16_t *port_out, struct errmsg *err);
+
+// ---- text_pool_shell.c
+
+struct text_ticket;
+// Runs the job at once when it is short, else on a worker thread. `done` is called exactly once,
+// maybe before this returns (then NULL is returned), unless the ticket is cancelled. The bytes are
+// copied where needed.
+struct text_ticket *text_pool_start(struct shell *s, enum text_source source, const char *bytes,
+                                    size_t n, void (*done)(void *arg, struct text_job *job),
+                                    void *arg);
+void text_pool_cancel(struct text_ticket *t); // NULL is fine
+
+// ---- rpc_shell.c
+
+STATUS_MUST_USE enum status rpc_server_open(struct shell *s, uint16_t *port_out,
+                                            struct errmsg *err);
+void rpc_server_close(struct rpc_server *r);
+void rpc_server_tick(struct rpc_server *r, uint64_t now_us);
+void rpc_server_flush(struct rpc_server *r);
+void rpc_conn_frames(struct rpc_conn *c); // decode and handle what came
+void rpc_conn_free(struct rpc_conn *c);   // after its CONN_DOWN
+uint64_t rpc_conn_id(const struct rpc_conn *c);
+bool rpc_conn_is_node(const struct rpc_conn *c);
+void rpc_send(struct rpc_server *r, uint64_t conn, const struct msg *m);
+void rpc_close_conn(struct rpc_server *r, uint64_t conn, const char *why);
+// For a node's connection: one step of the core.
+void shell_step(struct shell *s, const struct coord_event *ev);
+
+// ---- http_shell.c
+
+STATUS_MUST_USE enum status http_server_open(struct shell *s, uint16_t *port_out,
+                                             struct errmsg *err);
+void http_server_tick(struct http_server *h, uint64_t now_us);

@@ -1,0 +1,48 @@
+// The model's text side, and the work of turning a client's bytes into a request for the core:
+// parse, chat template, tokens. All of it is pure and may run on any thread; text_pool_shell.c runs
+// the long ones on worker threads.
+#pragma once
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "coordinator/openai.h"
+#include "proto/wire.h"
+#include "text/template.h"
+#include "text/tokenizer.h"
+
+// A model folder as the coordinator knows it. Never changes once open.
+struct model_text {
+    char name[LIMIT_NAME];          // as clients call it
+    struct tokenizer *tokenizer;    // owned
+    struct chat_template *template; // owned
+    bool thinks, opens_think;
+    struct sampling defaults; // of generation_config.json
+    uint32_t context;         // tokens; max_position_embeddings of config.json, 0 = not said
+    int32_t stop_ids[MSG_STOP_IDS];
+    uint32_t stop_ids_n;
+};
+
+// name NULL or "": the last part of `dir`.
+STATUS_MUST_USE enum status model_text_open(const char *dir, const char *name,
+                                            struct model_text *out, struct errmsg *err);
+void model_text_close(struct model_text *m);
+
+enum text_source { TEXT_CHAT, TEXT_COMPLETION, TEXT_RPC };
+
+// One request on its way in. `bytes` is a JSON body, or the body of a GENERATE frame.
+struct text_job {
+    const struct model_text *model; // borrowed
+    enum text_source source;
+    const char *bytes; // borrowed until the job is finished
+    size_t n;
+    // results of text_job_run
+    struct openai_error error; // http 0: good, and the rest is filled in
+    struct openai_request request;
+    struct token_vec ids;
+    struct sampling sampling; // with the model's defaults; seed only if it was given
+    struct wire_arena arena;  // of a GENERATE
+};
+
+void text_job_run(struct text_job *job);
+void text_job_finish(struct text_job *job);
