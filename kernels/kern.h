@@ -265,8 +265,8 @@ void kern_attn_gqa(struct kern *k, const struct kern_attn_gqa_args *a);
 // groups > 1: experts are in `groups` equal groups; only topk_groups of them stay, ranked by the
 // sum of their two best choices (sigmoid) or their best (softmax). The others' choice becomes minus
 // infinity (sigmoid: a correction bias may push choices of kept groups below 0) or 0 (softmax), as
-// in the published code. Weight = score of the chosen; sigmoid: / (sum + 1e-20) when norm, then
-// * scale; softmax: / (sum + 1e-20) when norm, else * scale.
+// in the published code. Weight = score of the chosen (softmax: its choice); sigmoid: / (sum +
+// 1e-20) when norm, then * scale; softmax: / (sum + 1e-20) when norm, else * scale.
 enum kern_router_kind { KERN_ROUTER_SIGMOID, KERN_ROUTER_SOFTMAX };
 enum { KERN_EXPERTS_MAX = 1024, KERN_TOPK_MAX = 64 };
 struct kern_router_args {
