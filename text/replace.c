@@ -5,6 +5,8 @@
 
 size_t replace_broken(const char *s, size_t n, bool end, struct strbuf *out)
 {
+    if (!n)
+        return 0;
     for (size_t at = 0;;) {
         size_t valid = utf8_valid_prefix(s + at, n - at);
         strbuf_add(out, s + at, valid);
