@@ -89,7 +89,7 @@ def build(folder, options, tally, suites=None):
     configured = (folder / "build.ninja").exists()
     setup = ["meson", "configure", str(folder)] if configured else ["meson", "setup", str(folder)]
     log = folder.parent / (folder.name + ".log")
-    for step in (lambda: setup + options, lambda: ["ninja", "-C", str(folder), *programs(folder, suites)]):
+    for step in (lambda: setup + options, lambda: ["ninja", "-k", "20", "-C", str(folder), *programs(folder, suites)]):
         command = step()
         status = run(command, 300, log)
         if status != 0:
