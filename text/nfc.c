@@ -2,14 +2,19 @@
 // libunistring is thirty times its size) has the tables and the first and last of these; the
 // ordering is done here, because utf8proc's takes quadratic time on a long run of marks, and the
 // text comes from strangers.
+//
+// Hugging Face's library knows Unicode 9 here. Marks that came later are to it letters that nothing
+// combines with; so they are here, because the ids must be those that the models were trained with.
 #include "text/nfc.h"
 
+#include <stdbool.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 #include <utf8proc.h>
 
 #include "base/mem.h"
+#include "text/unichar.h"
 
 struct points {
     utf8proc_int32_t *v;
@@ -25,22 +30,42 @@ static bool surely_normal(const char *s, size_t n)
     return true;
 }
 
-static void decompose(const char *s, size_t n, struct points *out)
+// Combining characters (and letters made of two) newer than Unicode 9.
+static const struct {
+    int32_t from, to;
+} newer[] = {{0x7FD, 0x7FD},     {0x898, 0x89F},     {0x8CA, 0x8D3},     {0x9FE, 0x9FE},
+             {0xC3C, 0xC3C},     {0xD3B, 0xD3C},     {0xEBA, 0xEBA},     {0x1715, 0x1715},
+             {0x1ABF, 0x1ACE},   {0x1DF6, 0x1DFA},   {0xA82C, 0xA82C},   {0x10D24, 0x10D27},
+             {0x10EAB, 0x10EAC}, {0x10EFD, 0x10EFF}, {0x10F46, 0x10F50}, {0x10F82, 0x10F85},
+             {0x11070, 0x11070}, {0x1133B, 0x1133B}, {0x1145E, 0x1145E}, {0x11839, 0x1183A},
+             {0x11930, 0x11938}, {0x1193D, 0x1193E}, {0x11943, 0x11943}, {0x119E0, 0x119E0},
+             {0x11A34, 0x11A34}, {0x11A47, 0x11A47}, {0x11A99, 0x11A99}, {0x11D42, 0x11D42},
+             {0x11D44, 0x11D45}, {0x11D97, 0x11D97}, {0x11F41, 0x11F42}, {0x16FF0, 0x16FF1},
+             {0x1E08F, 0x1E08F}, {0x1E130, 0x1E136}, {0x1E2AE, 0x1E2AE}, {0x1E2EC, 0x1E2EF},
+             {0x1E4EC, 0x1E4EF}};
+
+static bool is_newer(int32_t c)
 {
-    for (size_t i = 0; i < n;) {
-        utf8proc_int32_t c, parts[8];
-        int boundary = 0;
-        utf8proc_ssize_t len =
-            utf8proc_iterate((const utf8proc_uint8_t *)s + i, (utf8proc_ssize_t)(n - i), &c);
-        i += len > 0 ? (size_t)len : 1;
-        utf8proc_ssize_t k =
-            len > 0 ? utf8proc_decompose_char(c, parts, 8, UTF8PROC_DECOMPOSE | UTF8PROC_STABLE,
-                                              &boundary)
-                    : 0;
-        for (utf8proc_ssize_t j = 0; j < k && j < 8; j++) {
-            MEM_GROW(out->v, out->n, out->cap);
-            out->v[out->n++] = parts[j];
-        }
+    size_t lo = 0, hi = sizeof newer / sizeof *newer;
+    while (lo < hi) {
+        size_t mid = (lo + hi) / 2;
+        if (c > newer[mid].to)
+            lo = mid + 1;
+        else
+            hi = mid;
+    }
+    return lo < sizeof newer / sizeof *newer && c >= newer[lo].from;
+}
+
+static void decompose(int32_t c, struct points *out)
+{
+    utf8proc_int32_t parts[8];
+    int boundary = 0;
+    utf8proc_ssize_t n =
+        utf8proc_decompose_char(c, parts, 8, UTF8PROC_DECOMPOSE | UTF8PROC_STABLE, &boundary);
+    for (utf8proc_ssize_t i = 0; i < n && i < 8; i++) {
+        MEM_GROW(out->v, out->n, out->cap);
+        out->v[out->n++] = parts[i];
     }
 }
 
@@ -76,6 +101,23 @@ static void order(struct points *p)
     }
 }
 
+static void add_char(struct strbuf *out, int32_t c)
+{
+    char bytes[4];
+    strbuf_add(out, bytes, (size_t)utf8proc_encode_char(c, (utf8proc_uint8_t *)bytes));
+}
+
+// Puts the collected characters out in form C.
+static void compose(struct points *p, struct strbuf *out)
+{
+    order(p);
+    utf8proc_ssize_t n =
+        utf8proc_normalize_utf32(p->v, (utf8proc_ssize_t)p->n, UTF8PROC_COMPOSE | UTF8PROC_STABLE);
+    for (utf8proc_ssize_t i = 0; i < n; i++)
+        add_char(out, p->v[i]);
+    p->n = 0;
+}
+
 void nfc_normalize(const char *s, size_t n, struct strbuf *out)
 {
     if (surely_normal(s, n)) {
@@ -83,13 +125,16 @@ void nfc_normalize(const char *s, size_t n, struct strbuf *out)
         return;
     }
     struct points p = {0};
-    decompose(s, n, &p);
-    order(&p);
-    utf8proc_ssize_t composed =
-        utf8proc_normalize_utf32(p.v, (utf8proc_ssize_t)p.n, UTF8PROC_COMPOSE | UTF8PROC_STABLE);
-    for (utf8proc_ssize_t i = 0; i < composed; i++) {
-        char bytes[4];
-        strbuf_add(out, bytes, (size_t)utf8proc_encode_char(p.v[i], (utf8proc_uint8_t *)bytes));
+    for (size_t i = 0; i < n;) {
+        int32_t c = unichar_at(s + i, n - i);
+        i += (size_t)utf8proc_utf8class[(unsigned char)s[i]];
+        if (is_newer(c)) {
+            compose(&p, out);
+            add_char(out, c);
+        } else {
+            decompose(c, &p);
+        }
     }
+    compose(&p, out);
     free(p.v);
 }

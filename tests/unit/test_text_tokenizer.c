@@ -2,6 +2,7 @@
 // somebody made to break it.
 #include "test_text_fixture.h"
 
+#include <pthread.h>
 #include <time.h>
 
 #include "base/prng.h"
@@ -315,7 +316,8 @@ static void test_nfc(void **state)
         {"e\xCC\x81<c>e\xCC\x81", {0xC3, 0xA9, 300, 0xC3, 0xA9, -1}},
         {"q\xCC\x81\xCC\xA3", {'q', 0xCC, 0xA3, 0xCC, 0x81, -1}}, // marks are put in order
         {"\xE2\x84\xAB", {0xC3, 0x85, -1}},                       // the angstrom sign is a letter
-        {"\xE1\x84\x80\xE1\x85\xA1\xE1\x86\xA8", {0xEA, 0xB0, 0x81, -1}}, // Hangul
+        {"\xE1\x84\x80\xE1\x85\xA1\xE1\x86\xA8", {0xEA, 0xB0, 0x81, -1}},   // Hangul
+        {"e\xE1\xB7\xB9\xCC\x81", {'e', 0xE1, 0xB7, 0xB9, 0xCC, 0x81, -1}}, // a mark of Unicode 10
         {"<n>", {304, -1}},
         {"\xEF\xAC\x81", {0xEF, 0xAC, 0x81, -1}}, // the ligature stays: C, not KC
     };
@@ -338,6 +340,51 @@ static void test_nfc(void **state)
     token_vec_finish(&ids);
     tokenizer_close(t);
     json_decref(j);
+}
+
+struct worker {
+    const struct tokenizer *tokenizer;
+    const json_t *cases;
+    size_t wrong;
+};
+
+static void *encode_all(void *arg)
+{
+    struct worker *w = arg;
+    const json_t *c;
+    size_t i;
+    json_array_foreach(w->cases, i, c)
+    {
+        const json_t *text = json_object_get(c, "text"), *want = json_object_get(c, "ids");
+        struct token_vec ids = {0};
+        w->wrong += tokenizer_encode_text(w->tokenizer, json_string_value(text),
+                                          json_string_length(text), true, &ids, NULL) != STATUS_OK;
+        w->wrong += ids.n != json_array_size(want);
+        for (size_t k = 0; k < ids.n && k < json_array_size(want); k++)
+            w->wrong += ids.v[k] != json_integer_value(json_array_get(want, k));
+        token_vec_finish(&ids);
+    }
+    return NULL;
+}
+
+// One tokenizer, four threads.
+static void test_threads(void **state)
+{
+    struct tokenizer *t = open_or_fail(SAMPLE);
+    json_t *cases = json_load_file(SAMPLE "/encodings.json", JSON_ALLOW_NUL, NULL);
+    struct worker workers[4];
+    pthread_t threads[4];
+    assert_non_null(cases);
+    for (int i = 0; i < 4; i++) {
+        workers[i] = (struct worker){t, cases, 0};
+        assert_int_equal(pthread_create(&threads[i], NULL, encode_all, &workers[i]), 0);
+    }
+    for (int i = 0; i < 4; i++) {
+        pthread_join(threads[i], NULL);
+        assert_int_equal(workers[i].wrong, 0);
+    }
+    json_decref(cases);
+    tokenizer_close(t);
 }
 
 static void test_ignore_merges(void **state)
@@ -550,6 +597,7 @@ int main(void)
         cmocka_unit_test(test_added_tokens),
         cmocka_unit_test(test_pre_tokenizers),
         cmocka_unit_test(test_nfc),
+        cmocka_unit_test(test_threads),
         cmocka_unit_test(test_ignore_merges),
         cmocka_unit_test(test_bad_members),
         cmocka_unit_test(test_bad_files),
