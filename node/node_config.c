@@ -12,7 +12,7 @@
 // Pointers, so that an absent key can be told from a zero.
 struct node_numbers {
     int64_t *threads, *max_seqs, *max_rows, *context, *kv_tokens, *block_tokens, *prefill_chunk;
-    int64_t *mock_step_us, *mock_row_us;
+    int64_t *mock_step_us, *mock_row_us, *mock_vocab;
 };
 struct node_yaml {
     struct node_file text;
@@ -42,6 +42,7 @@ static const cyaml_schema_field_t fields[] = {
     NUMBER(prefill_chunk),
     NUMBER(mock_step_us),
     NUMBER(mock_row_us),
+    NUMBER(mock_vocab),
     CYAML_FIELD_END,
 };
 static const cyaml_schema_value_t schema = {
@@ -61,6 +62,7 @@ void node_file_default(struct node_file *f)
         .prefill_chunk = 128,
         .mock_step_us = 1000,
         .mock_row_us = 10,
+        .mock_vocab = 4096,
     };
 }
 
@@ -100,6 +102,7 @@ enum status node_file_load(const char *path, struct node_file *f, struct errmsg 
     take_number(&f->prefill_chunk, y->number.prefill_chunk);
     take_number(&f->mock_step_us, y->number.mock_step_us);
     take_number(&f->mock_row_us, y->number.mock_row_us);
+    take_number(&f->mock_vocab, y->number.mock_vocab);
     config_free(&schema, data);
     return STATUS_OK;
 }
@@ -127,6 +130,7 @@ enum status node_file_check(const struct node_file *f, struct errmsg *e)
         {"prefill_chunk", f->prefill_chunk, 1, 65536},
         {"mock_step_us", f->mock_step_us, 0, 60 * 1000000},
         {"mock_row_us", f->mock_row_us, 0, 1000000},
+        {"mock_vocab", f->mock_vocab, 2, LIMIT_VOCAB},
     };
     for (size_t i = 0; i < sizeof ranges / sizeof *ranges; i++)
         if (ranges[i].value < ranges[i].min || ranges[i].value > ranges[i].max)

@@ -22,6 +22,7 @@ struct node_file {
     int64_t block_tokens;  // tokens of a KV block
     int64_t prefill_chunk; // prompt rows of a step while others decode
     int64_t mock_step_us, mock_row_us; // time of the mock's steps
+    int64_t mock_vocab; // token ids that the mock knows: those of the model's tokenizer
 };
 
 void node_file_default(struct node_file *f);

@@ -126,7 +126,7 @@ int64_t load_stream_event(struct load_stream *s, int64_t now_us, const struct ss
         return -1;
     }
     json_error_t why;
-    json_t *chunk = json_loadb(e->data, e->data_n, 0, &why);
+    json_t *chunk = json_loadb(e->data, e->data_n, JSON_ALLOW_NUL, &why);
     if (!chunk) {
         snprintf(s->error, sizeof s->error, "event is not JSON: %.100s", why.text);
         return -1;

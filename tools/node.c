@@ -18,7 +18,7 @@
 struct options {
     const char *config, *name, *coordinator, *host, *backend, *engine, *bind;
     int64_t threads, max_seqs, max_rows, context, kv_tokens, block_tokens, prefill_chunk;
-    int64_t mock_step_us, mock_row_us;
+    int64_t mock_step_us, mock_row_us, mock_vocab;
 };
 
 static const char about[] = "Joins the coordinator, loads the part of the model that it is given, "
@@ -64,6 +64,8 @@ static int parse(struct options *o, int argc, char **argv)
          .max = 60e6},
         {"--mock-row-us", CMDLINE_INT, &o->mock_row_us, "US",
          .help = "mock: and of each of its rows", .max = 1e6},
+        {"--mock-vocab", CMDLINE_INT, &o->mock_vocab, "N",
+         .help = "mock: token ids it knows; default 4096", .min = 2, .max = LIMIT_VOCAB},
         {0},
     };
     const struct cmdline c = {
@@ -102,6 +104,7 @@ static void apply(const struct options *o, struct node_file *f)
     override_number(&f->prefill_chunk, o->prefill_chunk);
     override_number(&f->mock_step_us, o->mock_step_us);
     override_number(&f->mock_row_us, o->mock_row_us);
+    override_number(&f->mock_vocab, o->mock_vocab);
 }
 
 static void fill_names(struct node_file *f)
@@ -141,6 +144,7 @@ static struct engine *create_mock(void *user, void (*wake)(void *), void *arg, s
     config.block_tokens = (uint32_t)f->block_tokens;
     config.step_us = (uint64_t)f->mock_step_us;
     config.row_us = (uint64_t)f->mock_row_us;
+    config.vocab = (uint32_t)f->mock_vocab;
     struct engine_mock_args args = {.config = &config, .wake = wake, .wake_ctx = arg};
     return engine_mock_create_real(&args);
 }
@@ -176,7 +180,8 @@ int cmd_node(int argc, char **argv)
                         .block_tokens = -1,
                         .prefill_chunk = -1,
                         .mock_step_us = -1,
-                        .mock_row_us = -1};
+                        .mock_row_us = -1,
+                        .mock_vocab = -1};
     int rc = parse(&o, argc, argv);
     if (rc != CMDLINE_GO)
         return rc;

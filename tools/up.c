@@ -34,6 +34,7 @@ enum {
 struct options {
     const char *model, *backend, *transport, *engine, *log_dir;
     int64_t replicas, stages, tensor, http, rpc, threads, ready_timeout_s, mock_step_us;
+    int64_t vocab; // of the model; the mock engine must not make other tokens
 };
 
 struct up {
@@ -46,7 +47,7 @@ struct up {
     struct up_watch *watch;
     struct cmdline_progress bar;
     int64_t started_ms;
-    bool was_ready, stop, failed, interrupted_twice;
+    bool nodes_started, was_ready, stop, failed, interrupted_twice;
 };
 
 // ---- where things are ---------------------------------------------------------------------------
@@ -72,6 +73,17 @@ static char *sample_model(void)
             return realpath(dir, NULL);
     }
     return is_model("models/sample") ? realpath("models/sample", NULL) : NULL;
+}
+
+// "vocab_size" of the model; 0 when config.json does not tell.
+static int64_t vocab_of(const char *model)
+{
+    char path[PATH_MAX * 2 + 16];
+    snprintf(path, sizeof path, "%s/config.json", model);
+    json_t *config = json_load_file(path, 0, NULL);
+    json_int_t n = json_integer_value(json_object_get(config, "vocab_size"));
+    json_decref(config);
+    return n > 1 && n <= LIMIT_VOCAB ? n : 0;
 }
 
 static int cores(void)
@@ -146,16 +158,18 @@ static void plan_node(struct child *c, const struct options *o, int i)
     child_option(c, "--backend", o->backend);
     child_option(c, "--engine", o->engine);
     child_option_int(c, "--threads", o->threads);
+    if (strcmp(o->engine, "mock"))
+        return;
+    child_option_int(c, "--mock-vocab", o->vocab);
     if (o->mock_step_us)
         child_option_int(c, "--mock-step-us", o->mock_step_us);
 }
 
-static bool start_all(struct up *u)
+static void start_nodes(struct up *u)
 {
-    for (int i = 0; i < u->n; i++)
+    for (int i = 1; i < u->n; i++)
         if (child_start(&u->children[i]) != STATUS_OK)
-            return false;
-    return true;
+            u->failed = u->stop = true;
 }
 
 static void say_end(const struct child *c, const struct child_end *end)
@@ -207,9 +221,14 @@ static void reap(struct up *u)
 
 // ---- what the coordinator tells -----------------------------------------------------------------
 
-static void on_ready(void *user, bool ready)
+static void on_ready(void *user, enum up_answer answer)
 {
     struct up *u = user;
+    bool ready = answer == UP_READY;
+    if (answer != UP_SILENT && !u->nodes_started) { // now there is somebody to join
+        u->nodes_started = true;
+        start_nodes(u);
+    }
     if (!ready || u->was_ready)
         return;
     u->was_ready = true;
@@ -365,7 +384,7 @@ static int run(struct up *u)
     u->started_ms = cmdline_now_ms();
     cmdline_progress_start(&u->bar, "starting nodes");
     u->watch = up_watch_open(u->url, &(struct up_watch_handler){on_ready, on_nodes, on_silent, u});
-    if (start_all(u))
+    if (child_start(&u->children[0]) == STATUS_OK)
         serve(u);
     else
         u->failed = true;
@@ -455,6 +474,9 @@ static bool check(struct options *o)
     else if (!is_model(o->model))
         fprintf(stderr, "hadal up: %s: no readable config.json in it; is it a model folder?\n",
                 o->model);
+    else if (!strcmp(o->engine, "mock") && !(o->vocab = vocab_of(o->model)))
+        fprintf(stderr, "hadal up: %s/config.json: no vocab_size between 2 and %d\n", o->model,
+                LIMIT_VOCAB);
     else if (o->log_dir && mkdir(o->log_dir, 0755) && errno != EEXIST)
         fprintf(stderr, "hadal up: --log %s: %s\n", o->log_dir, strerror(errno));
     else if (o->log_dir && (stat(o->log_dir, &st) || !S_ISDIR(st.st_mode)))

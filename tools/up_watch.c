@@ -125,7 +125,9 @@ static void answered(struct up_watch *w, struct question *q, CURLcode rc)
     if (q == &w->ready) {
         w->is_ready = heard && code == 200;
         q->ask_at_ms = now + (w->is_ready ? ASK_NODES_MS : ASK_READY_MS);
-        w->handler.ready(w->handler.user, w->is_ready);
+        w->handler.ready(w->handler.user, w->is_ready ? UP_READY
+                                          : heard     ? UP_NOT_READY
+                                                      : UP_SILENT);
     } else {
         q->ask_at_ms = now + ASK_NODES_MS;
         if (heard && code == 200)

@@ -9,8 +9,14 @@
 
 struct up_watch;
 
+enum up_answer {
+    UP_SILENT,    // none
+    UP_NOT_READY, // it is there
+    UP_READY,     // it serves
+};
+
 struct up_watch_handler {
-    void (*ready)(void *user, bool ready);
+    void (*ready)(void *user, enum up_answer answer);
     void (*nodes)(void *user, json_t *nodes); // array, borrowed
     void (*silent)(void *user, int64_t ms);   // no answer of any kind for so long
     void *user;
