@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "base/strbuf.h"
+#include "base/utf8.h"
 #include "text/tokenizer.h"
 #include "tools/cmd.h"
 #include "tools/cmdline.h"
@@ -53,7 +54,7 @@ static void print_error(struct tokenize *k, const char *cause)
     k->failed++;
     fprintf(stderr, "hadal tokenize: line %zu: %s\n", k->line_i, cause);
     strbuf_printf(&k->line, "{\"error\":");
-    strbuf_json(&k->line, cause, strlen(cause));
+    strbuf_json(&k->line, cause, utf8_valid_prefix(cause, strlen(cause))); // it may be cut short
     strbuf_puts(&k->line, "}\n");
 }
 
