@@ -120,6 +120,42 @@ static void break_conn(struct world *w, int i, bool half)
         net_break(w, conn);
 }
 
+static uint64_t msg_epoch(const struct msg *m, uint64_t *replica)
+{
+    switch (m->kind) {
+    case MSG_PREPARED:
+        *replica = m->prepared.replica;
+        return m->prepared.epoch;
+    case MSG_FORMED:
+        *replica = m->formed.replica;
+        return m->formed.epoch;
+    case MSG_CANCELLED:
+        *replica = m->cancelled.replica;
+        return m->cancelled.epoch;
+    case MSG_FAULT:
+        *replica = m->fault.replica;
+        return m->fault.epoch;
+    default:
+        *replica = m->tokens.replica;
+        return m->tokens.epoch;
+    }
+}
+
+// Tokens may come twice at any time; answers only from an epoch that is over, because TCP does not
+// repeat them.
+static void replay(struct world *w, int i)
+{
+    struct sim_node *n = &w->nodes[i];
+    const struct msg *m = n->said[prng_below(&w->prng, SIM_SAID)];
+    uint64_t replica;
+    if (!m || !n->conn || !w->conns[n->conn - 1].coord_open)
+        return;
+    if (m->kind != MSG_TOKENS && msg_epoch(m, &replica) == w->epochs[replica])
+        return;
+    world_trace(w, "network > something old of node %s arrives again", n->name);
+    world_coord(w, &(struct coord_event){.kind = COORD_NODE_MSG, .node = {n->conn, m}});
+}
+
 static void hit_process(struct world *w, enum fault_class f, int i)
 {
     struct sim_node *n = &w->nodes[i];
@@ -160,6 +196,9 @@ static void hit_network(struct world *w, enum fault_class f, int i)
 {
     int other = any_node(w);
     switch (f) {
+    case FAULT_REPLAY:
+        replay(w, i);
+        break;
     case FAULT_CUT:
         world_trace(w, "network > link between nodes %s and %s is cut", w->nodes[i].name,
                     w->nodes[other].name);
@@ -194,7 +233,7 @@ void fault_inject(struct world *w, enum fault_class f)
         fail_step(w);
     else if (f <= FAULT_SLOW || f == FAULT_ENGINE)
         hit_process(w, f, i);
-    else if (f <= FAULT_PARTITION)
+    else if (f <= FAULT_REPLAY)
         hit_network(w, f, i);
     else
         hit_order(w, f, i);

@@ -87,7 +87,10 @@ static void undrain_node(struct world *w, int i)
 
 static void replay_old_tokens(struct world *w, int i)
 {
-    static const struct token_out t = {.request = 1, .index = 40, .token = 7};
+    struct coord_request_view v;
+    if (!coord_request_find(w->coord, 1, &v))
+        world_fail(w, "request 1 is gone");
+    const struct token_out t = {.request = 1, .index = v.tokens_n, .token = 7};
     struct msg m = {.kind = MSG_TOKENS,
                     .tokens = {.replica = 1, .epoch = 1, .tokens = &t, .tokens_n = 1}};
     struct coord_stats before, after;
@@ -160,7 +163,7 @@ static void script_partition(struct world *w)
 static void script_fencing(struct world *w)
 {
     at(w, 1200, nan_step, 1);
-    at(w, 1900, replay_old_tokens, 1);
+    at(w, 1600, replay_old_tokens, 1);
 }
 
 static void script_stop_string(struct world *w)
@@ -189,7 +192,7 @@ static const struct scenario scenarios[] = {
     {"partition-and-heal", "a node is cut off from the coordinator, then heals", 2, 2, 1, 4, 6, 80,
      5500, script_partition},
     {"old-epoch-refused", "a step gives NaN; later tokens of the fenced epoch come: dropped", 1, 1,
-     1, 2, 2, 60, 3500, script_fencing},
+     1, 1, 2, 60, 3500, script_fencing},
     {"stop-string", "the shell finds a stop string: the rest is cancelled", 1, 1, 1, 1, 1, 60, 2500,
      script_stop_string},
     {"re-attach", "one client drops its connection and comes back, one never does", 1, 1, 1, 1, 2,

@@ -53,9 +53,20 @@ void net_connect(struct world *w, int i)
     say_hello(w, i, conn, pulse);
 }
 
+// Remembers some of what a node says, for FAULT_REPLAY.
+static void remember(struct world *w, struct sim_node *n, const struct msg *m)
+{
+    if (m->kind == MSG_HEARTBEAT || m->kind == MSG_HELLO || !world_chance(w, 0.2))
+        return;
+    struct msg **slot = &n->said[n->said_n++ % SIM_SAID];
+    msg_free(*slot);
+    *slot = msg_clone(m);
+}
+
 void net_send_coord(struct world *w, uint64_t conn, const struct msg *m)
 {
     struct sim_conn *k = &w->conns[conn - 1];
+    remember(w, &w->nodes[k->node], m);
     uint64_t at = w->now_us + net_delay(w);
     if (at < k->to_coord_us)
         at = k->to_coord_us;
@@ -72,6 +83,9 @@ void net_send_node(struct world *w, uint64_t conn, const struct msg *m)
     if (!k->coord_open)
         world_fail(w, "the coordinator sends on connection %llu, which is closed",
                    (unsigned long long)conn);
+    for (uint32_t i = 0; m->kind == MSG_LINK && i < m->link.members_n; i++)
+        if (!m->link.members[i].addresses.shm)
+            world_fail(w, "LINK was sent before all ranks were prepared");
     uint64_t at = w->now_us + net_delay(w);
     if (at < k->to_node_us)
         at = k->to_node_us;

@@ -214,14 +214,43 @@ static void coord_action(struct world *w, const struct coord_action *a)
 // Does this event carry work of an epoch or a connection that no longer counts?
 static bool is_stale(struct world *w, const struct coord_event *ev)
 {
-    if (ev->kind != COORD_NODE_MSG || ev->node.msg->kind != MSG_TOKENS)
+    if (ev->kind != COORD_NODE_MSG)
         return false;
-    const struct msg_tokens *t = &ev->node.msg->tokens;
-    const struct sim_conn *k = &w->conns[ev->node.conn - 1];
-    bool stale =
-        !k->coord_open || t->replica > w->opt.replicas || w->epochs[t->replica] != t->epoch;
-    w->stale_offered += stale;
-    return stale;
+    const struct msg *m = ev->node.msg;
+    if (!w->conns[ev->node.conn - 1].coord_open)
+        return true;
+    switch (m->kind) {
+    case MSG_TOKENS:
+        return w->epochs[m->tokens.replica] != m->tokens.epoch;
+    case MSG_PREPARED:
+        return w->epochs[m->prepared.replica] != m->prepared.epoch;
+    case MSG_FORMED:
+        return w->epochs[m->formed.replica] != m->formed.epoch;
+    case MSG_CANCELLED:
+        return w->epochs[m->cancelled.replica] != m->cancelled.epoch;
+    case MSG_FAULT:
+        return w->epochs[m->fault.replica] != m->fault.epoch;
+    default:
+        return false;
+    }
+}
+
+static uint64_t stale_dropped(const struct world *w)
+{
+    struct coord_stats s;
+    coord_stats(w->coord, &s);
+    return s.stale_dropped;
+}
+
+// Whatever is stale must be dropped, and must have no effect.
+static void check_stale(struct world *w, const struct coord_actions *out, uint64_t dropped)
+{
+    w->stale_offered++;
+    if (stale_dropped(w) != dropped + 1)
+        world_fail(w, "a message of an old epoch or connection was accepted");
+    for (size_t i = 0; i < out->n; i++)
+        if (out->v[i].kind != COORD_SET_TIMER)
+            world_fail(w, "a message of an old epoch or connection had an effect");
 }
 
 void world_coord(struct world *w, struct coord_event *ev)
@@ -229,17 +258,19 @@ void world_coord(struct world *w, struct coord_event *ev)
     struct coord_actions out;
     ev->now_us = w->now_us;
     bool stale = is_stale(w, ev);
+    if (stale) // so that what timers do is not taken for its effect
+        world_coord(w, &(struct coord_event){.kind = COORD_TIMER});
+    uint64_t dropped = stale_dropped(w);
     coord_step(w->coord, ev, &out);
     w->steps++;
     coord_check(w->coord);
     world_views(w);
-    if (ev->kind == COORD_NODE_MSG && !stale)
+    if (stale)
+        check_stale(w, &out, dropped);
+    else if (ev->kind == COORD_NODE_MSG)
         client_released(w, ev->node.msg);
-    for (size_t i = 0; i < out.n; i++) {
-        if (stale && out.v[i].kind == COORD_TOKENS)
-            world_fail(w, "tokens of an old epoch were accepted");
+    for (size_t i = 0; i < out.n; i++)
         coord_action(w, &out.v[i]);
-    }
     clients_check(w);
     coord_each_node(w->coord, check_heard, w);
 }
@@ -467,6 +498,25 @@ static bool node_defers(struct world *w, struct sim_event *ev)
     return true;
 }
 
+// A lead that has work and makes no step must not count as serving for much longer than hang_ms.
+void world_watch(struct world *w, int arg)
+{
+    for (uint32_t i = 0; i < w->opt.nodes; i++) {
+        struct sim_node *n = &w->nodes[i];
+        bool works = n->alive && n->mute_since_us == UINT64_MAX && node_sequences(n->core) &&
+                     w->epochs[node_replica(n->core)] == node_epoch(n->core) &&
+                     w->ready_us[node_replica(n->core)] != UINT64_MAX;
+        uint64_t steps = n->alive ? node_counters(n->core).steps : 0;
+        if (!works || steps != n->steps)
+            n->steps_us = w->now_us;
+        n->steps = steps;
+        if (w->now_us - n->steps_us > SIM_MS(w->opt.coord.hang_ms) + SIM_S(1))
+            world_fail(w, "node %s makes no step since %" PRIu64 " ms, and its replica serves",
+                       n->name, n->steps_us / 1000);
+    }
+    world_call(w, w->now_us + SIM_MS(200), world_watch, 0);
+}
+
 // ---- the loop ----
 
 static void to_coord(struct world *w, struct sim_event *ev)
@@ -613,6 +663,7 @@ void world_start(struct world *w)
         w->nodes[i].incarnation = 100 * (i + 1);
         node_start(w, (int)i);
     }
+    world_watch(w, 0);
 }
 
 void world_finish(struct world *w)
@@ -623,6 +674,8 @@ void world_finish(struct world *w)
     for (uint32_t i = 0; i < w->opt.nodes; i++) {
         node_free(&w->nodes[i]);
         inbox_clear(&w->nodes[i].held);
+        for (int k = 0; k < SIM_SAID; k++)
+            msg_free(w->nodes[i].said[k]);
         free(w->nodes[i].held.v);
         free(w->nodes[i].waiting.v);
     }

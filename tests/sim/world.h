@@ -19,7 +19,7 @@
 #include "node/engine_mock.h"
 #include "node/node.h"
 
-enum { SIM_NODES = 48 };
+enum { SIM_NODES = 48, SIM_SAID = 8 };
 #define SIM_MS(x) ((uint64_t)(x)*1000)
 #define SIM_S(x)  ((uint64_t)(x)*1000000)
 
@@ -79,6 +79,9 @@ struct sim_node {
     uint64_t engine_due_us; // as scheduled
     uint64_t engine_gen, timer_gen;
     bool woken;
+    struct msg *said[SIM_SAID]; // owned ring: some of what it said to the coordinator
+    uint32_t said_n;
+    uint64_t steps, steps_us; // a lead's count of steps, and when it last grew or was idle
     struct sim_inbox waiting; // while stopped or stuck
     struct sim_inbox held;    // while partitioned
 };
@@ -158,6 +161,7 @@ _Noreturn void world_fail(struct world *w, const char *fmt, ...)
     __attribute__((format(printf, 2, 3)));
 void world_dump(const struct world *w); // seed and last lines to stderr; safe in a signal handler
 void world_views(struct world *w);      // refreshes epochs, max_seqs
+void world_watch(struct world *w, int arg); // a call that comes back: do working leads make steps?
 uint64_t world_between(struct world *w, uint64_t lo, uint64_t hi);
 bool world_chance(struct world *w, double p);
 
@@ -203,6 +207,7 @@ enum fault_class {
     FAULT_BREAK,
     FAULT_HALF,
     FAULT_PARTITION,
+    FAULT_REPLAY, // something that a node said long ago arrives again
     FAULT_DRAIN,
     FAULT_FAILOVER,
     FAULT_EJECT,
