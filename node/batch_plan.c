@@ -85,9 +85,6 @@ static bool admit(struct batch *b, struct sequence *s)
 static void preempt(struct batch *b, struct sequence *s)
 {
     batch_vacate(b, s);
-    s->pos_sent = s->pos_done = 0;
-    s->published = 0;
-    s->chain = (struct kv_chain){0};
     sequence_enter(s, SEQUENCE_WAITING);
     batch_list_add(&b->waiting, s);
     b->waiting_n++;

@@ -519,6 +519,25 @@ static void cancel_waits_for_the_step(void **state)
     rig_finish(&r);
 }
 
+// The chunks under way return, no further one is planned.
+static void cancel_ends_a_long_prompt(void **state)
+{
+    struct rig r;
+    struct request q;
+    struct mock_config c = small_mock();
+    c.pipeline = 2;
+    rig_init(&r, &c, 8);
+    request_init(&q, 1, 100, 4);
+    dispatch(&r, &q);
+    assert_int_equal(rig_pump(&r), 2);
+    q.cancelling = true;
+    assert_int_equal(batch_cancel(r.batch, 1), STATUS_PENDING);
+    run_all(&r, &q, 1);
+    assert_true(q.cancelled);
+    assert_int_equal(r.steps, 2);
+    rig_finish(&r);
+}
+
 static void a_higher_band_takes_the_slot(void **state)
 {
     struct rig r;
@@ -783,6 +802,7 @@ int main(void)
         cmocka_unit_test(chunks_of_a_prompt_follow_each_other),
         cmocka_unit_test(a_long_prompt_lets_others_decode),
         cmocka_unit_test(cancel_waits_for_the_step),
+        cmocka_unit_test(cancel_ends_a_long_prompt),
         cmocka_unit_test(a_higher_band_takes_the_slot),
         cmocka_unit_test(preempted_sequences_go_on_exactly),
         cmocka_unit_test(wrong_results_are_noticed),

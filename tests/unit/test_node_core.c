@@ -746,6 +746,22 @@ static void a_lost_coordinator_stops_the_lead(void **state)
     world_finish(&w);
 }
 
+// Another rank keeps quiet too when its replica breaks meanwhile: there is nobody to tell.
+static void a_fault_while_the_coordinator_is_lost(void **state)
+{
+    struct world w;
+    world_init(&w);
+    form(&w, (struct shape){.epoch = 1, .stages = 2, .tensor = 1});
+    forget_sent(&w.m[1]);
+    step(&w.m[1], (struct node_event){.kind = NODE_EV_COORD_DOWN});
+    crash(&w.m[0]);
+    run_ms(&w, 100);
+    assert_int_equal(node_state(w.m[1].core), NODE_VOID);
+    assert_int_equal(w.m[1].dissolved, 1);
+    assert_int_equal(w.m[1].sent_n, 0);
+    world_finish(&w);
+}
+
 static void coordinator_lost_while_forming(void **state)
 {
     struct world w;
@@ -812,6 +828,7 @@ int main(void)
         cmocka_unit_test(nan_breaks_the_replica),
         cmocka_unit_test(a_hung_rank_shows_in_heartbeats),
         cmocka_unit_test(a_lost_coordinator_stops_the_lead),
+        cmocka_unit_test(a_fault_while_the_coordinator_is_lost),
         cmocka_unit_test(coordinator_lost_while_forming),
         cmocka_unit_test(failover_continues_exactly),
     };

@@ -321,13 +321,39 @@ static void each_kind_of_damage_is_named(void **state)
     plan_decoder_finish(&d);
 }
 
+static void damaged_results_are_named(void **state)
+{
+    static const struct {
+        size_t word;
+        uint32_t value;
+        const char *field;
+    } cases[] = {
+        {0, 1, "magic"},   {1, 300, "words"}, {4, 1, "status"},     {7, 90, "samples_n"},
+        {11, 21, "top_n"}, {11, 90, "top_n"}, {11, 1, "left over"}, {7, 0, "left over"},
+    };
+    struct step_sample samples[2] = {{.slot = 1, .top_n = 20}, {.slot = 2, .top_n = 20}};
+    const struct step_result result = {.step = 1, .samples = samples, .samples_n = 2};
+    struct plan_decoder d = {0};
+    struct step_result got;
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        struct strbuf b = {0};
+        struct errmsg e = {0};
+        step_result_encode(&result, &b);
+        memcpy(b.v + 4 * cases[i].word, &cases[i].value, 4);
+        assert_int_equal(step_result_decode(&d, b.v, b.n, &got, &e), STATUS_LINK_CORRUPT);
+        if (strstr(e.text, cases[i].field) == NULL)
+            fail_msg("case %zu: '%s' does not name %s", i, e.text, cases[i].field);
+        strbuf_finish(&b);
+    }
+    plan_decoder_finish(&d);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(plans_survive_the_trip),
-        cmocka_unit_test(results_survive_the_trip),
-        cmocka_unit_test(damaged_bytes_stay_inside),
-        cmocka_unit_test(each_kind_of_damage_is_named),
+        cmocka_unit_test(plans_survive_the_trip),    cmocka_unit_test(results_survive_the_trip),
+        cmocka_unit_test(damaged_bytes_stay_inside), cmocka_unit_test(each_kind_of_damage_is_named),
+        cmocka_unit_test(damaged_results_are_named),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
