@@ -502,9 +502,13 @@ static void answers_a_dispatch(void **state)
     run_ms(&w, 2000);
     expect_answer(&w.m[0], 42, 30);
     assert_int_equal(node_sequences(w.m[0].core), 0);
-    struct node_counters c = node_counters(w.m[0].core);
-    assert_int_equal(c.tokens, 30);
-    assert_int_equal(c.steps, 30);
+    tell(&w.m[0], dispatch_msg(1, 43, 1));
+    run_ms(&w, 200);
+    tell(&w.m[0], dissolve_msg(1));
+    struct node_counters c = node_counters(w.m[0].core); // they outlive the batch
+    assert_int_equal(c.tokens, 31);
+    assert_int_equal(c.steps, 31);
+    assert_int_equal(c.prefix_tokens, 4);
     world_finish(&w);
 }
 
