@@ -1,9 +1,12 @@
 // What the core's files share: its state, and the calls between them. Private to coordinator/.
 //
 //   coord.c      the switch over events, timers, configuration
-//   members.c    connections and nodes: hello, heartbeats, loss, drain and eject marks
-//   replicas.c   forming and fencing
-//   lifecycle.c  admission, tokens, the end of a request, retention
+//   members.c    connections and nodes: hello, silence, loss, drain and eject marks
+//   messages.c   what nodes say, and whether it still counts
+//   forming.c    from free nodes to a ready replica
+//   replicas.c   the fence between two epochs; health
+//   lifecycle.c  admission, the end of a request, retention
+//   tokens.c     how tokens enter the journals
 //   dispatch.c   the queues' order, routing, hand-over
 //   admin.c      operators' commands
 //   views.c      read-only views and coord_check
@@ -172,7 +175,6 @@ void waiters_free(struct waiter **list);
 // ---- members.c ----
 void members_up(struct coord *c, uint64_t conn, const struct msg *hello);
 void members_down(struct coord *c, uint64_t conn);
-void members_msg(struct coord *c, uint64_t conn, const struct msg *m);
 void members_timer(struct coord *c, struct member *m);
 struct member *members_find(const struct coord *c, const char *name); // NULL = none
 void member_move(struct coord *c, struct member *m, enum coord_node_state to);
@@ -180,7 +182,14 @@ void member_move(struct coord *c, struct member *m, enum coord_node_state to);
 void member_release(struct coord *c, struct member *m, bool suspect);
 void member_blame(struct coord *c, struct member *m, const char *text);
 void members_free(struct coord *c);
-void member_watch(struct coord *c, struct member *m);              // arm its heartbeat timeout
+void member_watch(struct coord *c, struct member *m); // arm its heartbeat timeout
+
+struct conn *conn_find(const struct coord *c, uint64_t id); // NULL = none
+void member_lose(struct coord *c, struct member *m, enum status s, const char *why);
+void protocol_error(struct coord *c, struct member *m, uint64_t conn, const char *text);
+
+// ---- messages.c ----
+void members_msg(struct coord *c, uint64_t conn, const struct msg *m);
 bool member_usable(const struct coord *c, const struct member *m); // for a new replica
 
 // ---- replicas.c ----
@@ -199,33 +208,45 @@ struct fence {
 void replicas_init(struct coord *c);
 void replicas_free(struct coord *c);
 struct replica *replicas_find(const struct coord *c, uint64_t id); // NULL = none
+void replica_move(struct coord *c, struct replica *r, enum coord_replica_state to);
+void links_clear(struct coord *c, struct replica *r);
 void replica_fence(struct coord *c, struct replica *r, const struct fence *f);
-void replica_prepared(struct coord *c, struct member *m, const struct msg_prepared *p);
-void replica_formed(struct coord *c, struct member *m, const struct msg_formed *f);
 void replica_drain(struct coord *c, struct replica *r);
 void replica_undrain(struct coord *c, struct replica *r);
-void replica_timer(struct coord *c, struct replica *r);
 void replica_cancel_timer(struct coord *c, struct replica *r);
 void replica_watch(struct coord *c, struct replica *r); // judge its health
-void replicas_place(struct coord *c);
 static inline uint32_t replica_load(const struct replica *r)
 {
     return r->running.n + r->leaving.n;
 }
+
+// ---- forming.c ----
+void replicas_place(struct coord *c);
+void replica_prepared(struct coord *c, struct member *m, const struct msg_prepared *p);
+void replica_formed(struct coord *c, struct member *m, const struct msg_formed *f);
+void replica_timer(struct coord *c, struct replica *r);
 
 // ---- lifecycle.c ----
 void requests_submit(struct coord *c, const struct coord_submit *s);
 void requests_stop(struct coord *c, uint64_t id, uint32_t kept);
 void requests_attach(struct coord *c, uint64_t id, bool attach);
 void requests_cancel(struct coord *c, uint64_t id);
-void requests_tokens(struct coord *c, struct replica *r, const struct msg_tokens *t);
-void requests_cancelled(struct coord *c, struct replica *r, uint64_t id);
 void requests_wait_timer(struct coord *c, struct request *q);
 void requests_life_timer(struct coord *c, struct request *q);
 void request_end(struct coord *c, struct request *q, enum finish_reason finish, enum status s,
                  const char *text);
 void request_retain(struct coord *c, struct request *q); // CLOSING whose replica let go -> DONE
 void requests_free(struct coord *c);
+struct request *requests_find(const struct coord *c, uint64_t id); // NULL = none
+// The client still waits for more of it.
+static inline bool request_is_live(const struct request *q)
+{
+    return q->state < COORD_REQ_CLOSING;
+}
+
+// ---- tokens.c ----
+void requests_tokens(struct coord *c, struct replica *r, const struct msg_tokens *t);
+void requests_cancelled(struct coord *c, struct replica *r, uint64_t id);
 
 // ---- dispatch.c ----
 void request_enqueue(struct coord *c, struct request *q);

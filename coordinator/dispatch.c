@@ -215,8 +215,7 @@ static void tell_place(struct coord *c, struct request *q, uint32_t position)
 
 void dispatch_notice(struct coord *c, uint64_t id)
 {
-    struct request *q;
-    HASH_FIND(hh, c->requests, &id, sizeof id, q);
+    struct request *q = requests_find(c, id);
     if (q && q->state == COORD_REQ_QUEUED && !q->position)
         tell_place(c, q,
                    c->queues[QUEUE_SUSPECT].n + c->queues[QUEUE_MOVED].n +

@@ -7,16 +7,11 @@
 
 #include "coordinator/core.h"
 
-static struct request *find(const struct coord *c, uint64_t id)
+struct request *requests_find(const struct coord *c, uint64_t id)
 {
     struct request *q;
     HASH_FIND(hh, c->requests, &id, sizeof id, q);
     return q;
-}
-
-static bool is_live(const struct request *q)
-{
-    return q->state < COORD_REQ_CLOSING;
 }
 
 // ---- admission ----
@@ -54,7 +49,7 @@ static void refuse(struct coord *c, uint64_t id, const struct refusal *f)
 
 static const char *nonsense(const struct coord *c, const struct coord_submit *s)
 {
-    if (s->request == 0 || find(c, s->request))
+    if (s->request == 0 || requests_find(c, s->request))
         return "request: id is 0 or in use";
     if (s->prompt_n == 0)
         return "prompt: is empty";
@@ -193,7 +188,7 @@ static void tell_done(struct coord *c, const struct request *q)
 void request_end(struct coord *c, struct request *q, enum finish_reason finish, enum status s,
                  const char *text)
 {
-    assert(is_live(q));
+    assert(request_is_live(q));
     c->live_n--;
     c->stats.finished[finish]++;
     core_trace(c, finish == FINISH_ERROR ? LOG_WARN : LOG_DEBUG,
@@ -242,8 +237,8 @@ void requests_life_timer(struct coord *c, struct request *q)
 
 void requests_stop(struct coord *c, uint64_t id, uint32_t kept)
 {
-    struct request *q = find(c, id);
-    if (!q || !is_live(q))
+    struct request *q = requests_find(c, id);
+    if (!q || !request_is_live(q))
         return;
     if (kept < q->emitted_n)
         q->emitted_n = kept;
@@ -252,18 +247,18 @@ void requests_stop(struct coord *c, uint64_t id, uint32_t kept)
 
 void requests_cancel(struct coord *c, uint64_t id)
 {
-    struct request *q = find(c, id);
-    if (q && is_live(q))
+    struct request *q = requests_find(c, id);
+    if (q && request_is_live(q))
         request_end(c, q, FINISH_CANCELLED, STATUS_CANCELLED, "cancelled by the client");
 }
 
 void requests_attach(struct coord *c, uint64_t id, bool attach)
 {
-    struct request *q = find(c, id);
+    struct request *q = requests_find(c, id);
     if (!q || (!attach && !q->attached))
         return;
     q->attached += attach ? 1 : -1u;
-    if (!is_live(q))
+    if (!request_is_live(q))
         return;
     if (q->attached)
         core_disarm(c, &q->life);
@@ -282,135 +277,4 @@ void requests_free(struct coord *c)
         HASH_DELETE(hh, c->requests, q);
         request_destroy(q);
     }
-}
-
-// ---- tokens ----
-
-static void protocol_fault(struct coord *c, struct replica *r, const struct request *q,
-                           const char *what)
-{
-    c->stats.protocol_errors++;
-    const char *why =
-        arena_printf(&c->arena, "node %s, request %" PRIu64 ": %s", r->ranks[0]->name, q->id, what);
-    replica_fence(c, r, &(struct fence){FENCE_FAULT, r->ranks[0], why});
-}
-
-static void tell_token(struct coord *c, const struct request *q, const struct token_out *t)
-{
-    struct token_out *copy = arena_dup(&c->arena, t, 1, sizeof *t);
-    copy->top = arena_dup(&c->arena, t->top, t->top_n, sizeof *t->top);
-    struct coord_action *a = core_emit(c, COORD_TOKENS);
-    a->tokens.request = q->id;
-    a->tokens.first_index = t->index;
-    a->tokens.tokens = copy;
-    a->tokens.tokens_n = 1;
-}
-
-static void note_time(struct coord *c, struct request *q)
-{
-    uint64_t since = q->last_token_us ? q->last_token_us : q->started_us;
-    if (q->dispatches > 1 && q->emitted_n == q->dispatch_index && c->now_us - since > q->pause_us)
-        q->pause_us = (uint32_t)(c->now_us - since);
-    if (!q->first_token_us)
-        q->first_token_us = c->now_us;
-    q->last_token_us = c->now_us;
-}
-
-static void clear_suspicion(struct request *q)
-{
-    q->strikes = q->strikes_fault = 0;
-    q->replica->suspects -= q->suspect;
-    q->suspect = false;
-}
-
-static void grow_journal(struct coord *c, struct request *q, const struct token_out *t)
-{
-    note_time(c, q);
-    clear_suspicion(q);
-    if (t->index == 0)
-        q->cached_n = t->cached_tokens < q->prompt_n ? t->cached_tokens : q->prompt_n;
-    request_append(q, t->token);
-    c->stats.tokens++;
-    tell_token(c, q, t);
-}
-
-// The lead is done with it: the place is free.
-static void finish_by_lead(struct coord *c, struct request *q, enum finish_reason finish)
-{
-    request_unplace(c, q);
-    if (q->state == COORD_REQ_CLOSING)
-        request_retain(c, q);
-    else if (finish == FINISH_ERROR)
-        request_end(c, q, finish, STATUS_INTERNAL, "the replica cannot serve it");
-    else
-        request_end(c, q, finish, STATUS_OK, "");
-}
-
-static const char *token_nonsense(const struct token_out *t)
-{
-    if (t->finish > FINISH_ERROR || t->finish == FINISH_CANCELLED)
-        return "a token with a finish that leads do not send";
-    if (t->token < 0 && t->finish == FINISH_NONE)
-        return "a token below 0";
-    if (t->token >= LIMIT_VOCAB)
-        return "a token beyond every vocabulary";
-    if (t->top_n > LIMIT_TOP_LOGPROBS)
-        return "too many alternatives of a token";
-    return NULL;
-}
-
-// One token of a request that is placed on r. False: r had to be fenced.
-static bool take_token(struct coord *c, struct replica *r, struct request *q,
-                       const struct token_out *t)
-{
-    const char *bad = token_nonsense(t);
-    // Token -1 is no token: the dispatch could not be served.
-    enum journal_verdict v = t->token < 0 ? JOURNAL_OK : request_judge(q, t->index);
-    if (!bad && v == JOURNAL_GAP && is_live(q))
-        bad = arena_printf(&c->arena, "token %u came where %u was due", t->index, q->emitted_n);
-    if (bad) {
-        protocol_fault(c, r, q, bad);
-        return false;
-    }
-    if (is_live(q) && v == JOURNAL_DUPLICATE) {
-        c->stats.duplicate_dropped++;
-        return true;
-    }
-    if (is_live(q) && t->token >= 0 && t->finish != FINISH_ERROR)
-        grow_journal(c, q, t);
-    if (t->finish != FINISH_NONE)
-        finish_by_lead(c, q, t->finish);
-    else if (is_live(q) && q->emitted_n >= q->max_tokens) // the lead overlooked its limit
-        request_end(c, q, FINISH_LENGTH, STATUS_OK, "");
-    return true;
-}
-
-void requests_tokens(struct coord *c, struct replica *r, const struct msg_tokens *t)
-{
-    r->kv_free = t->kv_free;
-    r->waiting = t->waiting;
-    for (uint32_t i = 0; i < t->tokens_n; i++) {
-        struct request *q = find(c, t->tokens[i].request);
-        if (!q || q->replica != r) {
-            c->stats.stale_dropped++;
-            continue;
-        }
-        if (!take_token(c, r, q, &t->tokens[i]))
-            return;
-    }
-}
-
-void requests_cancelled(struct coord *c, struct replica *r, uint64_t id)
-{
-    struct request *q = find(c, id);
-    if (!q || q->replica != r || q->state == COORD_REQ_RUNNING)
-        return; // its last token crossed our CANCEL
-    bool moving = q->state == COORD_REQ_MOVING;
-    request_unplace(c, q);
-    if (!moving) {
-        request_retain(c, q);
-        return;
-    }
-    request_move(q, COORD_REQ_QUEUED);
-    request_enqueue(c, q);
 }

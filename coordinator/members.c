@@ -70,7 +70,7 @@ void member_blame(struct coord *c, struct member *m, const char *text)
 
 // ---- connections ----
 
-static struct conn *conn_find(const struct coord *c, uint64_t id)
+struct conn *conn_find(const struct coord *c, uint64_t id)
 {
     struct conn *k;
     HASH_FIND(hh, c->conns, &id, sizeof id, k);
@@ -147,7 +147,7 @@ void member_watch(struct coord *c, struct member *m)
 }
 
 // The connection's end is the end of all that the node did. `why` reads on after "node X ".
-static void member_lose(struct coord *c, struct member *m, enum status s, const char *why)
+void member_lose(struct coord *c, struct member *m, enum status s, const char *why)
 {
     const char *text = arena_printf(&c->arena, "node %s %s", m->name, why);
     if (m->pulse_conn)
@@ -251,7 +251,7 @@ static void pulse_up(struct coord *c, uint64_t conn, const struct msg_hello *h, 
     conn_add(c, conn, m, true);
 }
 
-static void protocol_error(struct coord *c, struct member *m, uint64_t conn, const char *text)
+void protocol_error(struct coord *c, struct member *m, uint64_t conn, const char *text)
 {
     c->stats.protocol_errors++;
     if (conn == m->conn) {
@@ -341,117 +341,4 @@ void members_timer(struct coord *c, struct member *m)
         return;
     }
     member_lose(c, m, STATUS_LINK_TIMEOUT, "heartbeat lost");
-}
-
-// ---- messages ----
-
-static bool loop_turns(const struct coord *c, const struct msg_heartbeat *h)
-{
-    return h->loop_age_ms <= c->cfg.hang_ms;
-}
-
-bool member_usable(const struct coord *c, const struct member *m)
-{
-    return m->state == COORD_NODE_FREE && loop_turns(c, &m->heartbeat);
-}
-
-static void on_heartbeat(struct coord *c, struct member *m, const struct msg_heartbeat *h)
-{
-    bool turned = loop_turns(c, &m->heartbeat);
-    m->heartbeat = *h;
-    m->heartbeat_us = c->now_us;
-    // After a restart nodes may know higher epochs than our store: never go below one.
-    if (h->epoch > c->epoch && h->epoch < UINT64_MAX / 2)
-        c->epoch = h->epoch;
-    if (m->state == COORD_NODE_FREE && !turned && loop_turns(c, h))
-        c->place = true;
-    if (m->state == COORD_NODE_SUSPECT && h->replica == 0 && h->step_age_ms == 0 &&
-        h->progress.step == 0 && loop_turns(c, h)) {
-        core_trace(c, LOG_INFO, "node %s shows life again", m->name);
-        member_move(c, m, COORD_NODE_FREE);
-    }
-    struct replica *r = m->replica;
-    if (!r || r->state == COORD_REPLICA_FORMING || h->replica != r->id || h->epoch != r->epoch)
-        return;
-    if (m->rank == 0) {
-        r->kv_free = h->kv_free;
-        r->waiting = h->waiting;
-    }
-    if (h->step_age_ms > c->cfg.hang_ms || !loop_turns(c, h))
-        replica_watch(c, r);
-}
-
-static void on_fault(struct coord *c, struct member *m, const struct msg_fault *f)
-{
-    struct replica *r = m->replica;
-    struct member *suspect = NULL;
-    if (f->stage >= 0 && f->tensor >= 0 && (uint32_t)f->stage < c->cfg.stages &&
-        (uint32_t)f->tensor < c->cfg.tensor)
-        suspect = r->ranks[(uint32_t)f->stage * c->cfg.tensor + (uint32_t)f->tensor];
-    const char *text = arena_printf(&c->arena, "node %s reported %s: %.200s%s%s", m->name,
-                                    status_name(f->status), f->text ? f->text : "",
-                                    suspect ? "; suspect node " : "", suspect ? suspect->name : "");
-    replica_fence(c, r, &(struct fence){FENCE_FAULT, suspect, text});
-}
-
-// True when the message is of the replica and epoch that its sender is a rank of now.
-static bool current(struct coord *c, const struct member *m, uint64_t replica, uint64_t epoch)
-{
-    const struct replica *r = m->replica;
-    if (r && r->id == replica && r->epoch == epoch)
-        return true;
-    c->stats.stale_dropped++;
-    return false;
-}
-
-static bool from_lead(struct coord *c, const struct member *m, uint64_t replica, uint64_t epoch)
-{
-    if (!current(c, m, replica, epoch))
-        return false;
-    if (m->rank == 0 && m->replica->state != COORD_REPLICA_FORMING)
-        return true;
-    c->stats.protocol_errors++;
-    return false;
-}
-
-void members_msg(struct coord *c, uint64_t conn, const struct msg *msg)
-{
-    struct conn *k = conn_find(c, conn);
-    if (!k) {
-        c->stats.stale_dropped++;
-        return;
-    }
-    struct member *m = k->member;
-    if (k->pulse && msg->kind != MSG_HEARTBEAT) {
-        protocol_error(c, m, conn, "sent more than heartbeats on its heartbeat connection");
-        return;
-    }
-    switch (msg->kind) {
-    case MSG_HEARTBEAT:
-        on_heartbeat(c, m, &msg->heartbeat);
-        break;
-    case MSG_PREPARED:
-        if (current(c, m, msg->prepared.replica, msg->prepared.epoch))
-            replica_prepared(c, m, &msg->prepared);
-        break;
-    case MSG_FORMED:
-        if (current(c, m, msg->formed.replica, msg->formed.epoch))
-            replica_formed(c, m, &msg->formed);
-        break;
-    case MSG_TOKENS:
-        if (from_lead(c, m, msg->tokens.replica, msg->tokens.epoch))
-            requests_tokens(c, m->replica, &msg->tokens);
-        break;
-    case MSG_CANCELLED:
-        if (from_lead(c, m, msg->cancelled.replica, msg->cancelled.epoch))
-            requests_cancelled(c, m->replica, msg->cancelled.request);
-        break;
-    case MSG_FAULT:
-        if (current(c, m, msg->fault.replica, msg->fault.epoch))
-            on_fault(c, m, &msg->fault);
-        break;
-    default:
-        protocol_error(c, m, conn, "sent a message that nodes do not send");
-        break;
-    }
 }

@@ -2,7 +2,8 @@
 // between them, all on one virtual clock. It is a second shell for the same cores that run in
 // production. Everything that is random comes from one generator, so a seed replays a run.
 //
-//   world.c    clock and event queue; the shells of coordinator and nodes
+//   world.c    clock, event queue, trace
+//   shells.c   the shells of coordinator and nodes; invariants
 //   network.c  connections: delay, order, break, half-open, partition
 //   clients.c  who asks, stops, leaves and comes back; checks every token
 //   faults.c   what goes wrong
@@ -153,18 +154,27 @@ void world_finish(struct world *w);
 bool world_step(struct world *w, uint64_t until_us); // one event; false: nothing before until
 void world_push(struct world *w, struct sim_event ev);
 void world_call(struct world *w, uint64_t at_us, void (*fn)(struct world *, int), int arg);
-void world_coord(struct world *w, struct coord_event *ev); // steps the coordinator
 void world_trace(struct world *w, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 // A line that belongs to the golden trace too.
 void world_tell(struct world *w, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 _Noreturn void world_fail(struct world *w, const char *fmt, ...)
     __attribute__((format(printf, 2, 3)));
 void world_dump(const struct world *w); // seed and last lines to stderr; safe in a signal handler
-void world_views(struct world *w);      // refreshes epochs, max_seqs
-void world_watch(struct world *w, int arg); // a call that comes back: do working leads make steps?
 uint64_t world_between(struct world *w, uint64_t lo, uint64_t hi);
 bool world_chance(struct world *w, double p);
 
+// ---- shells.c ----
+void world_coord(struct world *w, struct coord_event *ev); // steps the coordinator
+void world_watch(struct world *w, int arg); // comes back by itself: do working leads make steps?
+void shell_to_coord(struct world *w, struct sim_event *ev);
+void shell_to_node(struct world *w, struct sim_event *ev);
+void shell_node_down(struct world *w, struct sim_event *ev);
+void node_event(struct world *w, int i, struct node_event *ev);
+void node_poll(struct world *w, int i);
+void node_pulse_tick(struct world *w, int i, uint64_t gen);
+bool node_defers(struct world *w, struct sim_event *ev); // it stands still; the event waits
+void node_free(struct sim_node *n);
+void inbox_clear(struct sim_inbox *b);
 void node_start(struct world *w, int i);
 void node_crash(struct world *w, int i, bool silent); // silent: the host died, no FIN is sent
 void node_stop(struct world *w, int i, bool stopped);
