@@ -242,26 +242,36 @@ static enum status load_mlp(struct shard_loader *sl, const char *prefix, int int
     return s;
 }
 
+// The dtype that holds the named matrix of every expert without loss; of two kinds when `other` is
+// not NULL, because the kern computes gate and up together.
+static enum status stack_dtype(struct shard_loader *sl, const char *kind, const char *other,
+                               enum kern_dtype *out)
+{
+    char part[PART], name[2][NAME];
+    for (int e = 0; e < sl->c->moe.experts; e++) {
+        snprintf(part, PART, "mlp.experts.%d.%s.weight", e, kind);
+        const char *names[] = {name_of(sl, name[0], part), NULL, NULL};
+        snprintf(part, PART, "mlp.experts.%d.%s.weight", e, other ? other : kind);
+        names[1] = name_of(sl, name[1], part);
+        enum kern_dtype dtype;
+        enum status s = loader_dtype(&sl->l, names, &dtype);
+        if (s != STATUS_OK)
+            return s;
+        *out = e == 0 || dtype == *out ? dtype : KERN_F32;
+    }
+    return STATUS_OK;
+}
+
 // One of the three stacks of experts.
-static enum status load_stack(struct shard_loader *sl, const char *kind, const struct part *rows,
-                              int64_t cols, struct kern_weight **out)
+static enum status load_stack(struct shard_loader *sl, const char *kind, enum kern_dtype dtype,
+                              const struct part *rows, int64_t cols, struct kern_weight **out)
 {
     const int experts = sl->c->moe.experts;
     char part[PART], name[NAME];
-    enum status s = STATUS_OK;
-    struct loader_dest d = {0};
-    for (int e = 0; e < experts && s == STATUS_OK; e++) {
-        snprintf(part, PART, "mlp.experts.%d.%s.weight", e, kind);
-        const char *names[] = {name_of(sl, name, part), NULL};
-        enum kern_dtype dtype = d.dtype;
-        s = loader_dtype(&sl->l, names, &dtype);
-        d.dtype = e == 0 || dtype == d.dtype ? dtype : KERN_F32;
-    }
-    struct kern_weight_args a = {
-        .dtype = d.dtype, .stack = (size_t)experts, .rows = (size_t)rows->n, .cols = (size_t)cols};
-    if (s == STATUS_OK)
-        s = loader_weight(&sl->l, &a, out);
-    d.w = *out;
+    const struct kern_weight_args a = {
+        .dtype = dtype, .stack = (size_t)experts, .rows = (size_t)rows->n, .cols = (size_t)cols};
+    enum status s = loader_weight(&sl->l, &a, out);
+    struct loader_dest d = {.w = *out, .dtype = dtype};
     for (int e = 0; e < experts && s == STATUS_OK; e++) {
         snprintf(part, PART, "mlp.experts.%d.%s.weight", e, kind);
         struct loader_rows r = {name_of(sl, name, part), rows->rows, cols, rows->first, rows->n};
@@ -269,6 +279,24 @@ static enum status load_stack(struct shard_loader *sl, const char *kind, const s
         s = loader_fill(&sl->l, &r, &d);
     }
     return s;
+}
+
+static enum status load_stacks(struct shard_loader *sl, struct layer_weights *w)
+{
+    const struct model_config *c = sl->c;
+    const struct moe_config *m = &c->moe;
+    const struct model_split *own = &sl->p->expert_inter, *hidden = &sl->p->hidden;
+    const struct part inner = {NULL, m->intermediate, own->first, own->n};
+    const struct part outer = {NULL, c->hidden, hidden->first, hidden->n};
+    enum kern_dtype in, out;
+    enum status s = stack_dtype(sl, "gate_proj", "up_proj", &in);
+    if (s == STATUS_OK)
+        s = load_stack(sl, "gate_proj", in, &inner, c->hidden, &w->gate);
+    if (s == STATUS_OK)
+        s = load_stack(sl, "up_proj", in, &inner, c->hidden, &w->up);
+    if (s == STATUS_OK)
+        s = stack_dtype(sl, "down_proj", NULL, &out);
+    return s == STATUS_OK ? load_stack(sl, "down_proj", out, &outer, m->intermediate, &w->down) : s;
 }
 
 static enum status load_experts(struct shard_loader *sl, struct layer_weights *w)
@@ -281,14 +309,8 @@ static enum status load_experts(struct shard_loader *sl, struct layer_weights *w
     enum status s = load_stacked(sl, &router, 1, c->hidden, &w->router);
     if (s == STATUS_OK && m->topk == MOE_GROUP_TOP2_BIASED)
         s = load_layer_vector(sl, "mlp.gate.e_score_correction_bias", m->experts, &w->router_bias);
-    const struct part inner = {NULL, m->intermediate, p->expert_inter.first, p->expert_inter.n};
-    const struct part outer = {NULL, c->hidden, p->hidden.first, p->hidden.n};
     if (s == STATUS_OK)
-        s = load_stack(sl, "gate_proj", &inner, c->hidden, &w->gate);
-    if (s == STATUS_OK)
-        s = load_stack(sl, "up_proj", &inner, c->hidden, &w->up);
-    if (s == STATUS_OK)
-        s = load_stack(sl, "down_proj", &outer, m->intermediate, &w->down);
+        s = load_stacks(sl, w);
     if (s == STATUS_OK && m->shared)
         s = load_mlp(sl, "mlp.shared_experts", m->intermediate * m->shared, &p->shared_inter,
                      &w->mlp);
