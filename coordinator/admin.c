@@ -25,7 +25,10 @@ static void answer(struct coord *c, uint64_t tag, enum status s, const char *tex
 static void drain_rank(struct coord *c, struct member *m, uint64_t tag)
 {
     struct replica *r = m->replica;
-    waiter_add(&m->drains, tag);
+    if (!waiter_add(&m->drains, tag)) {
+        answer(c, tag, STATUS_FULL, "too many commands wait for this node");
+        return;
+    }
     if (r->state == COORD_REPLICA_FORMING) { // it has no work yet
         const char *why = arena_printf(&c->arena, "drain node %s", m->name);
         replica_fence(c, r, &(struct fence){FENCE_ORDER, NULL, why});
@@ -112,7 +115,8 @@ static void close_admission(struct coord *c, uint64_t tag)
 {
     c->closing = true;
     core_trace(c, LOG_INFO, "admission is closed, %u requests to finish", c->live_n);
-    waiter_add(&c->closes, tag); // answered when the step is settled, or later
+    if (!waiter_add(&c->closes, tag)) // answered when the step is settled, or later
+        answer(c, tag, STATUS_FULL, "too many commands wait for this");
 }
 
 static struct member *target(struct coord *c, const struct coord_admin *a)

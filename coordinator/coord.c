@@ -155,12 +155,18 @@ void core_disarm(struct coord *c, struct timer *t)
     timers_disarm(&c->timers, t);
 }
 
-void waiter_add(struct waiter **list, uint64_t tag)
+bool waiter_add(struct waiter **list, uint64_t tag)
 {
+    enum { WAITERS = 64 };
+    int n = 0;
+    for (const struct waiter *w = *list; w; w = w->next)
+        if (++n == WAITERS)
+            return false;
     struct waiter *w = mem_zalloc(1, sizeof *w);
     w->tag = tag;
     w->next = *list;
     *list = w;
+    return true;
 }
 
 void waiters_answer(struct coord *c, struct waiter **list, enum status s, const char *text)

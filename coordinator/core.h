@@ -168,7 +168,7 @@ void core_trace(struct coord *c, enum log_level level, const char *fmt, ...)
     __attribute__((format(printf, 3, 4)));
 void core_arm(struct coord *c, struct timer *t, enum timer_kind kind, uint64_t due_us);
 void core_disarm(struct coord *c, struct timer *t);
-void waiter_add(struct waiter **list, uint64_t tag);
+bool waiter_add(struct waiter **list, uint64_t tag); // false: enough are waiting already
 void waiters_answer(struct coord *c, struct waiter **list, enum status s, const char *text);
 void waiters_free(struct waiter **list);
 

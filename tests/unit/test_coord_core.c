@@ -470,6 +470,19 @@ static void test_epochs_of_nodes_are_respected(void **state)
     coord_destroy(g.c);
 }
 
+static void test_stale_epoch_leaps(void **state)
+{
+    struct rig g;
+    struct coord_config k = small_config();
+    rig_init(&g, &k);
+    hello(&g, 1, "a", 1);
+    formed(&g, 1, (struct msg_formed){.replica = 1, .epoch = 1, .status = STATUS_STALE_EPOCH});
+    beat(&g, 1, (struct msg_heartbeat){0});
+    tick(&g, k.backoff_ms);
+    assert_true(sent(&g, MSG_FORM)->form.epoch > UINT32_MAX);
+    coord_destroy(g.c);
+}
+
 // ---- admission ----
 
 static void test_refusals(void **state)
@@ -617,6 +630,21 @@ static void test_close_admission(void **state)
     assert_int_equal(action(&g, COORD_ADMIN_DONE)->admin_done.tag, 77);
     admin(&g, COORD_CLOSE, NULL, 0);
     assert_non_null(action(&g, COORD_ADMIN_DONE));
+    coord_destroy(g.c);
+}
+
+static void test_waiting_commands_are_bounded(void **state)
+{
+    struct rig g;
+    struct coord_config k = small_config();
+    rig_ready(&g, &k);
+    submit(&g, (struct coord_submit){.max_tokens = 2});
+    for (int i = 0; i < 64; i++) {
+        admin(&g, COORD_DRAIN, "a", 0);
+        assert_null(action(&g, COORD_ADMIN_DONE));
+    }
+    admin(&g, COORD_DRAIN, "a", 0);
+    assert_int_equal(action(&g, COORD_ADMIN_DONE)->admin_done.status, STATUS_FULL);
     coord_destroy(g.c);
 }
 
@@ -1064,6 +1092,7 @@ int main(void)
         cmocka_unit_test(test_fingerprints_differ),
         cmocka_unit_test(test_formed_before_linked),
         cmocka_unit_test(test_epochs_of_nodes_are_respected),
+        cmocka_unit_test(test_stale_epoch_leaps),
         cmocka_unit_test(test_refusals),
         cmocka_unit_test(test_ids),
         cmocka_unit_test(test_queue_full_and_bands),
@@ -1071,6 +1100,7 @@ int main(void)
         cmocka_unit_test(test_deadline_while_waiting),
         cmocka_unit_test(test_context_known_late),
         cmocka_unit_test(test_close_admission),
+        cmocka_unit_test(test_waiting_commands_are_bounded),
         cmocka_unit_test(test_tokens_once_in_order),
         cmocka_unit_test(test_lies_of_a_lead_are_fenced),
         cmocka_unit_test(test_lead_overlooks_max_tokens),
