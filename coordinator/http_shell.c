@@ -11,6 +11,7 @@
 enum {
     ADMIN_TIMEOUT_MS = 30 * 1000, // when the operator names none
     ADMIN_TIMEOUT_MAX_MS = 600 * 1000,
+    SOCKET_BYTES = 64 << 10, // that the kernel takes ahead of a slow client
 };
 
 struct http_handler {
@@ -465,6 +466,8 @@ static void on_connection(uv_stream_t *listener, int status)
         return;
     }
     uv_tcp_nodelay(&c->tcp, 1);
+    int bytes = SOCKET_BYTES;
+    uv_send_buffer_size((uv_handle_t *)&c->tcp, &bytes);
     h2o_accept(&h->accept, h2o_uv_socket_create((uv_stream_t *)&c->tcp, on_conn_closed));
 }
 
