@@ -8,7 +8,6 @@
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <pthread.h>
-#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -20,7 +19,7 @@
 #include "base/mem.h"
 #include "proto/wire.h"
 
-enum { DEFAULT_INTERVAL_MS = 100, RETRY_MS = 200, SEND_TIMEOUT_S = 1 };
+enum { RETRY_MS = 200, SEND_TIMEOUT_S = 1 };
 
 struct heartbeat {
     pthread_t thread;
@@ -28,9 +27,9 @@ struct heartbeat {
     struct msg *hello; // owned
     const struct node_pulse *pulse;
     struct engine *engine;
-    _Atomic uint32_t interval_ms;
-    pthread_mutex_t lock; // guards `stop` for the condition only
-    pthread_cond_t wake;
+    pthread_mutex_t lock; // guards the two below
+    pthread_cond_t wake;  // one of them changed
+    uint32_t interval_ms; // 0 = pause
     bool stop;
     struct wire_arena arena;
     struct strbuf out;
@@ -55,10 +54,13 @@ static uint64_t resident_bytes(void)
     return pages * (uint64_t)sysconf(_SC_PAGESIZE);
 }
 
-// Sleeps; true when it is time to stop.
-static bool pause_ms(struct heartbeat *h, uint32_t ms)
+// Sleeps for one interval (`ms` 0), or `ms`; sooner when it is time to stop or to pause, which
+// gives false.
+static bool sleep_ms(struct heartbeat *h, uint32_t ms)
 {
     struct timespec until;
+    pthread_mutex_lock(&h->lock);
+    ms = ms ? ms : h->interval_ms;
     clock_gettime(CLOCK_MONOTONIC, &until);
     until.tv_sec += ms / 1000;
     until.tv_nsec += (long)(ms % 1000) * 1000000;
@@ -66,13 +68,23 @@ static bool pause_ms(struct heartbeat *h, uint32_t ms)
         until.tv_sec++;
         until.tv_nsec -= 1000000000;
     }
-    pthread_mutex_lock(&h->lock);
     int rc = 0;
-    while (!h->stop && rc == 0)
+    while (!h->stop && h->interval_ms && rc == 0)
         rc = pthread_cond_timedwait(&h->wake, &h->lock, &until);
-    bool stop = h->stop;
+    bool go_on = !h->stop && h->interval_ms;
     pthread_mutex_unlock(&h->lock);
-    return stop;
+    return go_on;
+}
+
+// Waits out a pause; false when it is time to stop.
+static bool wait_go(struct heartbeat *h)
+{
+    pthread_mutex_lock(&h->lock);
+    while (!h->stop && !h->interval_ms)
+        pthread_cond_wait(&h->wake, &h->lock);
+    bool go = !h->stop;
+    pthread_mutex_unlock(&h->lock);
+    return go;
 }
 
 static int dial(const struct heartbeat *h)
@@ -136,19 +148,20 @@ static void beat_until_broken(struct heartbeat *h, int fd)
         m.heartbeat.rss_bytes = resident_bytes();
         if (!send_msg(h, fd, &m) || !drain_input(fd))
             return;
-    } while (!pause_ms(h, atomic_load_explicit(&h->interval_ms, memory_order_relaxed)));
+    } while (sleep_ms(h, 0));
 }
 
 static void *heartbeat_main(void *arg)
 {
     struct heartbeat *h = arg;
-    do {
+    while (wait_go(h)) {
         int fd = dial(h);
         if (fd >= 0) {
             beat_until_broken(h, fd);
             close(fd);
         }
-    } while (!pause_ms(h, RETRY_MS));
+        (void)sleep_ms(h, RETRY_MS); // why it returned is asked above
+    }
     return NULL;
 }
 
@@ -175,7 +188,6 @@ enum status heartbeat_start(const struct heartbeat_args *args, struct heartbeat 
     h->port = mem_strdup(args->port);
     h->pulse = args->pulse;
     h->engine = args->engine;
-    atomic_init(&h->interval_ms, DEFAULT_INTERVAL_MS);
     pthread_mutex_init(&h->lock, NULL);
     pthread_condattr_t attr;
     pthread_condattr_init(&attr);
@@ -192,10 +204,22 @@ enum status heartbeat_start(const struct heartbeat_args *args, struct heartbeat 
     return STATUS_OK;
 }
 
-void heartbeat_set_interval(struct heartbeat *h, uint32_t interval_ms)
+static void set_interval(struct heartbeat *h, uint32_t interval_ms)
 {
-    if (interval_ms)
-        atomic_store_explicit(&h->interval_ms, interval_ms, memory_order_relaxed);
+    pthread_mutex_lock(&h->lock);
+    h->interval_ms = interval_ms;
+    pthread_cond_signal(&h->wake);
+    pthread_mutex_unlock(&h->lock);
+}
+
+void heartbeat_go(struct heartbeat *h, uint32_t interval_ms)
+{
+    set_interval(h, interval_ms ? interval_ms : 1);
+}
+
+void heartbeat_pause(struct heartbeat *h)
+{
+    set_interval(h, 0);
 }
 
 void heartbeat_stop(struct heartbeat *h)

@@ -20,6 +20,8 @@ struct heartbeat_args {
 
 enum status heartbeat_start(const struct heartbeat_args *args, struct heartbeat **heartbeat_out,
                             struct errmsg *e);
-// From any thread: how often to beat, told by the coordinator's WELCOME.
-void heartbeat_set_interval(struct heartbeat *h, uint32_t interval_ms);
+// From any thread. The coordinator's WELCOME: beat this often from now on. Before it, and after
+// heartbeat_pause, nothing is sent: the coordinator does not know this process.
+void heartbeat_go(struct heartbeat *h, uint32_t interval_ms);
+void heartbeat_pause(struct heartbeat *h);
 void heartbeat_stop(struct heartbeat *h); // joins the thread; NULL is fine

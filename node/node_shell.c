@@ -108,6 +108,7 @@ static void conn_drop(struct conn *c, const char *why)
     if (was_up || !s->complained)
         log_warn("coordinator %s:%s: %s", s->host, s->port, why);
     s->complained = true;
+    heartbeat_pause(s->heartbeat);
     uv_close((uv_handle_t *)&c->tcp, on_conn_closed);
     if (was_up)
         shell_step(s, &(struct node_event){.kind = NODE_EV_COORD_DOWN});
@@ -174,7 +175,7 @@ static void conn_flush(struct conn *c)
 static void on_msg(struct shell *s, const struct msg *m)
 {
     if (m->kind == MSG_WELCOME) {
-        heartbeat_set_interval(s->heartbeat, m->welcome.heartbeat_ms);
+        heartbeat_go(s->heartbeat, m->welcome.heartbeat_ms);
         log_info("joined the coordinator at %s:%s", s->host, s->port);
         return;
     }
