@@ -118,6 +118,17 @@ bool answer_push(struct answer *a, const struct token_out *t)
     return a->stopped;
 }
 
+// A finished answer may be kept for a while: only what readers need.
+static void trim(struct answer *a)
+{
+    strbuf_finish(&a->raw);
+    strbuf_finish(&a->plain);
+    stop_matcher_destroy(a->stop);
+    a->stop = NULL;
+    a->marks_cap = a->marks_n;
+    a->marks = mem_realloc(a->marks, a->marks_n, sizeof *a->marks);
+}
+
 void answer_close(struct answer *a)
 {
     if (a->closed)
@@ -134,6 +145,7 @@ void answer_close(struct answer *a)
     }
     if (a->stop && !a->stopped)
         stop_matcher_flush(a->stop, &a->content);
+    trim(a);
 }
 
 struct answer_mark answer_mark(const struct answer *a, uint32_t tokens)
