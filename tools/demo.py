@@ -228,7 +228,12 @@ def story(cluster, up_s):
     summary(cluster, up_s, first, broken, report, drained_s)
 
 
+def on_term(signum, frame):
+    raise SystemExit(128 + signum)
+
+
 def main():
+    signal.signal(signal.SIGTERM, on_term)
     parser = argparse.ArgumentParser(prog="tools/demo", description="Builds Hadal and shows it at work.")
     parser.add_argument("--keep", action="store_true", help="leave the cluster running, and say what to try")
     args = parser.parse_args()

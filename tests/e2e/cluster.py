@@ -1,6 +1,7 @@
 """A real cluster for a test: `hadal up` on free ports. Everything is bounded in time, and only
 processes started here are ever signalled."""
 
+import ctypes
 import json
 import os
 import select
@@ -18,6 +19,13 @@ SAMPLE = str(ROOT / "models" / "sample")
 QUICK = bool(os.environ.get("HADAL_TEST_QUICK"))
 READY_S = 60
 STOP_S = 15
+LIBC = ctypes.CDLL(None, use_errno=True)
+PR_SET_PDEATHSIG = 1
+
+
+def die_with_parent():
+    """For a child between fork and exec: tests that are ended from outside leave no cluster."""
+    LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def alive(pid):
@@ -46,7 +54,8 @@ class Cluster:
         self.words = words
         self.log = tempfile.NamedTemporaryFile(prefix="hadal-e2e-", suffix=".log", delete=False)
         self.process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=self.log, stdin=subprocess.DEVNULL,
-                                        start_new_session=True, env={**os.environ, "HADAL_LOG": "info"})
+                                        start_new_session=True, preexec_fn=die_with_parent,
+                                        env={**os.environ, "HADAL_LOG": "info"})
         try:
             self.url = self._ready()
         except BaseException:
@@ -124,7 +133,8 @@ class Cluster:
 
     def load(self, *args, limit_s=120):
         """The report of `hadal load --verify`; the caller looks at what was lost."""
-        r = self.tool("load", "--verify", "--quiet", "--json", "-", *args, limit_s=limit_s, check=False)
+        r = self.tool("load", "--verify", "--quiet", "--json", "-", "--distinct", "6", *args, limit_s=limit_s,
+                      check=False)
         assert r.stdout, f"load {args}: {r.returncode}\n{r.stderr}\n{self.log_tail()}"
         return json.loads(r.stdout)
 

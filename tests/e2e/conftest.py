@@ -24,8 +24,8 @@ def cluster_of(*args, **options):
 
 @pytest.fixture(scope="module")
 def mock22():
-    """Two replicas of two stages that compute nothing: a step takes 10 ms."""
-    yield from cluster_of(replicas=2, stages=2, engine="mock", mock_step_us=10000)
+    """Two replicas of two stages that compute nothing: a step takes 3 ms."""
+    yield from cluster_of(replicas=2, stages=2, engine="mock", mock_step_us=3000)
 
 
 @pytest.fixture(scope="module")

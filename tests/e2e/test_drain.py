@@ -8,8 +8,8 @@ from cluster import assert_nothing_lost, wait_for
 
 def drain_under_streams(cluster, node):
     cluster.whole()
-    report = cluster.load("--concurrency", "16", "--requests", "64", "--max-tokens", "120", "--fault",
-                          f"at 0.7s drain node {node}", "--fault", f"at 1.8s undrain node {node}")
+    report = cluster.load("--concurrency", "16", "--requests", "0", "--duration", "3", "--max-tokens", "120",
+                          "--fault", f"at 0.7s drain node {node}", "--fault", f"at 1.8s undrain node {node}")
     assert_nothing_lost(report, cluster)
     assert [f["error"] for f in report["faults"]] == ["", ""], report["faults"]
     return report
@@ -17,7 +17,7 @@ def drain_under_streams(cluster, node):
 
 def test_drain_under_streams_mock(mock22):
     report = drain_under_streams(mock22, "1")
-    # Steps take 10 ms: the hand-over is two or three of them, not a wait for whole answers.
+    # Steps take 3 ms: the hand-over is two or three of them, not a wait for whole answers.
     assert report["faults"][0]["gap_ms"]["max"] < 1000, report["faults"]
     mock22.whole()
 
