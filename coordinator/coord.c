@@ -27,7 +27,7 @@ void coord_config_default(struct coord_config *cfg)
         .cancel_timeout_ms = 10000,
         .backoff_ms = 500,
         .backoff_max_ms = 30000,
-        .stable_ms = 10000,
+        .stable_ms = 1000,
         .lost_keep_ms = 600000,
         .queue_limit = 1024,
         .queue_tokens_limit = 16 << 20,
