@@ -13,6 +13,7 @@
 #include "tools/cmd.h"
 #include "tools/cmdline.h"
 #include "tools/local_replica.h"
+#include "tools/sample_model.h"
 
 struct bench_args {
     const char *model, *backend;
@@ -259,14 +260,14 @@ static int parse(struct bench_args *a, const struct cmdline *c, int argc, char *
 {
     int rc = cmdline_parse(c, argc, argv, NULL, NULL);
     if (rc == CMDLINE_GO && !a->model) {
-        fputs("hadal bench: --model is needed\n", stderr);
+        fputs("hadal bench: no sample model here, --model is needed\n", stderr);
         return CMD_USAGE;
     }
     return rc;
 }
 
 #define COMMON_OPTIONS(a)                                                                          \
-    {"--model", CMDLINE_STRING, &(a).model, "DIR", .help = "model folder (Hugging Face layout)"},  \
+    {"--model", CMDLINE_STRING, &(a).model, "DIR", .help = "model folder (the sample model)"},     \
         {"--backend",                                                                              \
          CMDLINE_CHOICE,                                                                           \
          &(a).backend,                                                                             \
@@ -282,7 +283,12 @@ static int parse(struct bench_args *a, const struct cmdline *c, int argc, char *
 
 int bench_decode(int argc, char **argv)
 {
-    struct bench_args a = {.backend = "cpu", .seqs = 1, .tokens = 256, .context = 64, .repeats = 5};
+    struct bench_args a = {.model = sample_model(),
+                           .backend = "cpu",
+                           .seqs = 1,
+                           .tokens = 256,
+                           .context = 64,
+                           .repeats = 5};
     const struct cmdline_opt opts[] = {
         COMMON_OPTIONS(a),
         {"--seqs", CMDLINE_INT, &a.seqs, "N", .min = 1, .max = 256,
@@ -294,7 +300,7 @@ int bench_decode(int argc, char **argv)
         {0},
     };
     const struct cmdline c = {
-        .usage = "hadal bench decode --model DIR [OPTION...]",
+        .usage = "hadal bench decode [OPTION...]",
         .about = "Tokens per second of decoding, the engine alone.",
         .opts = opts,
         .after = "example:\n  hadal bench decode --model models/sample --seqs 8\n",
@@ -306,7 +312,8 @@ int bench_decode(int argc, char **argv)
 
 int bench_prefill(int argc, char **argv)
 {
-    struct bench_args a = {.backend = "cpu", .seqs = 1, .tokens = 900, .repeats = 5};
+    struct bench_args a = {
+        .model = sample_model(), .backend = "cpu", .seqs = 1, .tokens = 900, .repeats = 5};
     const struct cmdline_opt opts[] = {
         COMMON_OPTIONS(a),
         {"--tokens", CMDLINE_INT, &a.tokens, "N", .min = 1, .max = 65536,
@@ -314,7 +321,7 @@ int bench_prefill(int argc, char **argv)
         {0},
     };
     const struct cmdline c = {
-        .usage = "hadal bench prefill --model DIR [OPTION...]",
+        .usage = "hadal bench prefill [OPTION...]",
         .about = "Tokens per second of a prompt, in chunks of 256, the engine alone.",
         .opts = opts,
         .after = "example:\n  hadal bench prefill --model models/sample --tokens 900\n",

@@ -16,6 +16,7 @@
 #include "tools/cmd.h"
 #include "tools/cmdline.h"
 #include "tools/local_replica.h"
+#include "tools/sample_model.h"
 
 enum {
     NEW_TOKENS = 260,   // of an answer, at most
@@ -435,9 +436,9 @@ static int run(const struct eval_args *a)
 
 int cmd_eval(int argc, char **argv)
 {
-    struct eval_args a = {.backend = "cpu", .batch = 16};
+    struct eval_args a = {.model = sample_model(), .backend = "cpu", .batch = 16};
     const struct cmdline_opt opts[] = {
-        {"--model", CMDLINE_STRING, &a.model, "DIR", .help = "model folder (Hugging Face layout)"},
+        {"--model", CMDLINE_STRING, &a.model, "DIR", .help = "model folder (the sample model)"},
         {"--suite", CMDLINE_STRING, &a.suite, "FILE", .help = "questions (DIR/eval.json)"},
         {"--json", CMDLINE_FLAG, &a.json, .help = "machine-readable output"},
         {"--batch", CMDLINE_INT, &a.batch, "N", .min = 1, .max = 64,
@@ -449,7 +450,7 @@ int cmd_eval(int argc, char **argv)
         {0},
     };
     const struct cmdline c = {
-        .usage = "hadal eval --model DIR [OPTION...]",
+        .usage = "hadal eval [--model DIR] [OPTION...]",
         .about = "Answers the questions of a suite (greedy) and takes the perplexity of its texts. "
                  "Answers do not depend on --batch.",
         .opts = opts,
@@ -459,7 +460,7 @@ int cmd_eval(int argc, char **argv)
     if (rc != CMDLINE_GO)
         return rc;
     if (!a.model) {
-        fputs("hadal eval: --model is needed\n", stderr);
+        fputs("hadal eval: no sample model here, --model is needed\n", stderr);
         return CMD_USAGE;
     }
     char suite[4096];

@@ -10,6 +10,7 @@
 #include "text/tokenizer.h"
 #include "tools/cmd.h"
 #include "tools/cmdline.h"
+#include "tools/sample_model.h"
 
 struct tokenize {
     struct tokenizer *tokenizer;
@@ -110,9 +111,9 @@ static int tokenize_stdin(struct tokenize *k)
 
 int cmd_tokenize(int argc, char **argv)
 {
-    const char *model = "models/sample";
+    const char *model = sample_model();
     const struct cmdline_opt opts[] = {
-        {"--model", CMDLINE_STRING, &model, "DIR", .help = "model folder (default: models/sample)"},
+        {"--model", CMDLINE_STRING, &model, "DIR", .help = "model folder (the sample model)"},
         {0},
     };
     const struct cmdline c = {
@@ -132,8 +133,8 @@ int cmd_tokenize(int argc, char **argv)
     if (rc != CMDLINE_GO)
         return rc;
     struct tokenize k = {0};
-    struct errmsg err = {0};
-    if (tokenizer_open(model, &k.tokenizer, &err)) {
+    struct errmsg err = {.text = "no sample model here, --model is needed"};
+    if (!model || tokenizer_open(model, &k.tokenizer, &err)) {
         fprintf(stderr, "hadal tokenize: %s\n", err.text);
         return CMD_FAILED;
     }

@@ -21,6 +21,7 @@
 #include "tools/cmdline.h"
 #include "tools/up_child.h"
 #include "tools/up_watch.h"
+#include "tools/sample_model.h"
 
 enum {
     NODES_MAX = 512,
@@ -51,29 +52,6 @@ struct up {
 };
 
 // ---- where things are ---------------------------------------------------------------------------
-
-static bool is_model(const char *dir)
-{
-    char path[PATH_MAX * 2 + 16];
-    snprintf(path, sizeof path, "%s/config.json", dir);
-    return access(path, R_OK) == 0;
-}
-
-// The sample model beside the build folder, where it was installed, or here.
-static char *sample_model(void)
-{
-    static const char *const places[] = {"../models/sample", "../share/hadal/models/sample"};
-    char exe[PATH_MAX], dir[PATH_MAX * 2];
-    ssize_t n = readlink("/proc/self/exe", exe, sizeof exe - 1);
-    exe[n < 0 ? 0 : n] = 0;
-    char *slash = strrchr(exe, '/');
-    for (size_t i = 0; slash && i < sizeof places / sizeof *places; i++) {
-        snprintf(dir, sizeof dir, "%.*s/%s", (int)(slash - exe), exe, places[i]);
-        if (is_model(dir))
-            return realpath(dir, NULL);
-    }
-    return is_model("models/sample") ? realpath("models/sample", NULL) : NULL;
-}
 
 // "vocab_size" of the model; 0 when config.json does not tell.
 static int64_t vocab_of(const char *model)
@@ -283,6 +261,39 @@ static void on_nodes(void *user, json_t *nodes)
     }
 }
 
+// True when a rank could not be formed for a reason that trying again does not mend: the status is
+// named in the text, and its group is the operator's input or this host.
+static bool is_hopeless(const char *fault)
+{
+    static const enum status statuses[] = {STATUS_BAD_CONFIG,  STATUS_BAD_MODEL,
+                                           STATUS_BAD_FILE,    STATUS_UNKNOWN_ARCH,
+                                           STATUS_UNSUPPORTED, STATUS_NO_DEVICE};
+    char named[48];
+    for (size_t i = 0; i < sizeof statuses / sizeof *statuses; i++) {
+        snprintf(named, sizeof named, ": %s: ", status_name(statuses[i]));
+        if (strstr(fault, named))
+            return true;
+    }
+    return false;
+}
+
+// A model that cannot be loaded is told once, before anything is served.
+static void on_replicas(void *user, json_t *replicas)
+{
+    struct up *u = user;
+    json_t *replica;
+    size_t i;
+    json_array_foreach(replicas, i, replica)
+    {
+        const char *fault = json_string_value(json_object_get(replica, "fault"));
+        if (u->was_ready || u->stop || !fault || !is_hopeless(fault))
+            continue;
+        cmdline_progress_stop(&u->bar);
+        fprintf(stderr, "hadal up: %s\n", fault);
+        u->failed = u->stop = true;
+    }
+}
+
 static void on_silent(void *user, int64_t ms)
 {
     struct up *u = user;
@@ -383,7 +394,8 @@ static int run(struct up *u)
     }
     u->started_ms = cmdline_now_ms();
     cmdline_progress_start(&u->bar, "starting nodes");
-    u->watch = up_watch_open(u->url, &(struct up_watch_handler){on_ready, on_nodes, on_silent, u});
+    u->watch = up_watch_open(
+        u->url, &(struct up_watch_handler){on_ready, on_nodes, on_replicas, on_silent, u});
     if (child_start(&u->children[0]) == STATUS_OK)
         serve(u);
     else
@@ -488,8 +500,7 @@ static bool check(struct options *o)
 
 int cmd_up(int argc, char **argv)
 {
-    char *sample = sample_model();
-    struct options o = {.model = sample,
+    struct options o = {.model = sample_model(),
                         .backend = "cpu",
                         .transport = "auto",
                         .engine = "model",
@@ -508,6 +519,5 @@ int cmd_up(int argc, char **argv)
             setenv("HADAL_LOG", "warn", 0); // five processes on one terminal
         rc = check(&o) ? run_cluster(&o) : CMD_FAILED;
     }
-    free(sample);
     return rc;
 }
