@@ -2,7 +2,6 @@
 #include "tools/sample_model.h"
 
 #include <limits.h>
-#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -10,11 +9,16 @@
 
 static char found[PATH_MAX];
 
-static bool take(const char *dir)
+bool is_model_folder(const char *dir)
 {
     char config[PATH_MAX * 2 + 16];
     snprintf(config, sizeof config, "%s/config.json", dir);
-    return access(config, R_OK) == 0 && realpath(dir, found);
+    return access(config, R_OK) == 0;
+}
+
+static bool take(const char *dir)
+{
+    return is_model_folder(dir) && realpath(dir, found);
 }
 
 const char *sample_model(void)

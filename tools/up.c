@@ -483,7 +483,7 @@ static bool check(struct options *o)
     else if (!o->model)
         fputs("hadal up: the sample model was not found; name a model folder with --model\n",
               stderr);
-    else if (!is_model(o->model))
+    else if (!is_model_folder(o->model))
         fprintf(stderr, "hadal up: %s: no readable config.json in it; is it a model folder?\n",
                 o->model);
     else if (!strcmp(o->engine, "mock") && !(o->vocab = vocab_of(o->model)))
