@@ -358,17 +358,36 @@ static void signal_all(const struct up *u, int sig)
         child_signal(&u->children[i], sig);
 }
 
-// The coordinator first, so that it does not take the ends of its nodes for faults.
-static void stop_all(struct up *u)
+// Waits until all are gone; false when it took too long or somebody was impatient.
+static bool wait_gone(struct up *u, int64_t limit_ms)
 {
-    signal_all(u, SIGTERM);
-    signal_all(u, SIGCONT); // a stopped process does not hear SIGTERM
-    int64_t until = cmdline_now_ms() + STOP_MS;
-    for (reap(u); running(u) && cmdline_now_ms() < until && !u->interrupted_twice; reap(u)) {
+    int64_t until = cmdline_now_ms() + limit_ms;
+    for (reap(u); running(u); reap(u)) {
+        if (cmdline_now_ms() >= until || u->interrupted_twice)
+            return false;
         up_watch_turn(u->watch, u->signals, TURN_MS / 5);
         take_signals(u);
     }
-    signal_all(u, SIGKILL);
+    return true;
+}
+
+// The coordinator first: it lets running answers end for a moment, and must not take the ends of
+// its nodes for faults.
+static void stop_all(struct up *u)
+{
+    struct child *coordinator = &u->children[0];
+    child_signal(coordinator, SIGTERM);
+    child_signal(coordinator, SIGCONT); // a stopped process does not hear SIGTERM
+    for (int64_t until = cmdline_now_ms() + STOP_MS;
+         coordinator->pid && cmdline_now_ms() < until && !u->interrupted_twice;) {
+        up_watch_turn(u->watch, u->signals, TURN_MS / 5);
+        take_signals(u);
+        reap(u);
+    }
+    signal_all(u, SIGTERM);
+    signal_all(u, SIGCONT);
+    if (!wait_gone(u, STOP_MS / 3))
+        signal_all(u, SIGKILL);
     for (reap(u); running(u); reap(u))
         usleep(2000);
 }

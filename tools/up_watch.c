@@ -1,4 +1,4 @@
-// Two questions to the coordinator, asked in turn with libcurl's multi interface.
+// A few questions to the coordinator, asked in turn with libcurl's multi interface.
 #include "tools/up_watch.h"
 
 #include <assert.h>
@@ -26,7 +26,7 @@ struct up_watch {
     CURLM *multi;
     struct strbuf url;
     struct up_watch_handler handler;
-    struct question ready, nodes;
+    struct question ready, nodes, replicas;
     bool is_ready;
     int64_t heard_ms;
 };
@@ -74,6 +74,7 @@ struct up_watch *up_watch_open(const char *url, const struct up_watch_handler *h
     assert(w->multi);
     question_open(w, &w->ready, "/readyz");
     question_open(w, &w->nodes, "/hadal/v1/nodes");
+    question_open(w, &w->replicas, "/hadal/v1/replicas");
     w->nodes.ask_at_ms = cmdline_now_ms() + ASK_NODES_MS;
     up_watch_restarted(w);
     return w;
@@ -85,6 +86,7 @@ void up_watch_close(struct up_watch *w)
         return;
     question_close(w, &w->ready);
     question_close(w, &w->nodes);
+    question_close(w, &w->replicas);
     curl_multi_cleanup(w->multi);
     strbuf_finish(&w->url);
     free(w);
@@ -103,12 +105,15 @@ static void ask(struct up_watch *w, struct question *q)
     q->asked = curl_multi_add_handle(w->multi, q->easy) == CURLM_OK;
 }
 
-static void hear_nodes(struct up_watch *w, const struct question *q)
+static void hear_list(struct up_watch *w, const struct question *q)
 {
+    bool nodes = q == &w->nodes;
     json_t *reply = json_loadb(q->body.n ? q->body.v : "", q->body.n, 0, NULL);
-    json_t *list = admin_list(reply, "nodes");
-    if (list)
+    json_t *list = admin_list(reply, nodes ? "nodes" : "replicas");
+    if (list && nodes)
         w->handler.nodes(w->handler.user, list);
+    else if (list)
+        w->handler.replicas(w->handler.user, list);
     json_decref(reply);
 }
 
@@ -131,7 +136,7 @@ static void answered(struct up_watch *w, struct question *q, CURLcode rc)
     } else {
         q->ask_at_ms = now + ASK_NODES_MS;
         if (heard && code == 200)
-            hear_nodes(w, q);
+            hear_list(w, q);
     }
 }
 
@@ -141,6 +146,8 @@ void up_watch_turn(struct up_watch *w, int fd, int timeout_ms)
     int running, left;
     ask(w, &w->ready);
     ask(w, &w->nodes);
+    if (!w->is_ready)
+        ask(w, &w->replicas);
     curl_multi_perform(w->multi, &running);
     curl_multi_poll(w->multi, &extra, 1, timeout_ms, NULL);
     curl_multi_perform(w->multi, &running);

@@ -1,6 +1,6 @@
 // What `hadal up` asks its coordinator all the time, without ever waiting for it: is the cluster
-// ready, and which nodes does it call lost or stuck. Each question is asked again some time after
-// its answer, or after its time limit.
+// ready, which nodes does it call lost or stuck, and, until it serves, why not. Each question is
+// asked again some time after its answer, or after its time limit.
 #pragma once
 
 #include <jansson.h>
@@ -17,8 +17,9 @@ enum up_answer {
 
 struct up_watch_handler {
     void (*ready)(void *user, enum up_answer answer);
-    void (*nodes)(void *user, json_t *nodes); // array, borrowed
-    void (*silent)(void *user, int64_t ms);   // no answer of any kind for so long
+    void (*nodes)(void *user, json_t *nodes);       // array, borrowed
+    void (*replicas)(void *user, json_t *replicas); // the same; asked until it serves
+    void (*silent)(void *user, int64_t ms);         // no answer of any kind for so long
     void *user;
 };
 
