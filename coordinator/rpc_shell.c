@@ -149,8 +149,10 @@ void rpc_send(struct rpc_server *r, uint64_t conn, const struct msg *m)
 void rpc_close_conn(struct rpc_server *r, uint64_t conn, const char *why)
 {
     struct rpc_conn *c = find_conn(r, conn);
-    if (c)
-        rpc_conn_close(c, why && *why ? why : "closed by the core");
+    if (!c || c->closing)
+        return;
+    log_info("coordinator: closing %s: %s", c->peer, why && *why ? why : "the core says so");
+    rpc_conn_close(c, NULL);
 }
 
 // ---- reading ------------------------------------------------------------------------------------
