@@ -85,10 +85,9 @@ static void show(struct chat *c)
     fflush(stdout);
 }
 
-static void on_event(void *user, struct load_stream *s, const struct sse_event *e)
+static void on_heard(void *user, struct load_stream *s, int64_t gap_us)
 {
     struct chat *c = user;
-    (void)load_stream_event(s, cmdline_now_us(), e);
     s->attaches = 0;
     show(c);
 }
@@ -239,7 +238,7 @@ static int converse(struct chat *c)
 
 static int run(struct chat *c, const char *prompt)
 {
-    const struct load_net_handler h = {on_event, on_closed, c};
+    const struct load_net_handler h = {on_heard, on_closed, c};
     struct errmsg err = {0};
     c->net = load_net_open(c->o->url, &h, &err);
     if (!c->net) {

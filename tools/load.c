@@ -13,7 +13,7 @@
 #include "tools/load_report.h"
 
 struct options {
-    const char *url, *model, *mix, *prompts_file, *faults_file, *json, *arrivals;
+    const char *url, *admin, *model, *mix, *prompts_file, *faults_file, *json, *arrivals;
     struct cmdline_list faults;
     int64_t concurrency, requests, distinct, max_tokens, seed;
     double rate, temperature, duration_s, timeout_s, pause_ms;
@@ -38,7 +38,10 @@ static const char after[] =
 static int parse(struct options *o, int argc, char **argv)
 {
     const struct cmdline_opt opts[] = {
-        {"--url", CMDLINE_STRING, &o->url, "URL", .help = "the coordinator (HADAL_URL)"},
+        {"--url", CMDLINE_STRING, &o->url, "URL",
+         .help = "the coordinator (HADAL_URL); hadal://HOST:PORT goes over the RPC"},
+        {"--admin", CMDLINE_STRING, &o->admin, "URL",
+         .help = "where faults ask for nodes, with hadal:// (HADAL_URL)"},
         {"--concurrency", CMDLINE_INT, &o->concurrency, "N", .min = 1, .max = LOAD_STREAMS_MAX,
          .help = "streams at a time (16); with --rate: at most so many (4096)"},
         {"--requests", CMDLINE_INT, &o->requests, "N", .help = "end after so many (64)"},
@@ -171,6 +174,7 @@ static struct load_phase phase_of(const struct options *o)
     bool open = o->rate > 0;
     return (struct load_phase){
         .url = o->url,
+        .admin = strncmp(o->url, "hadal://", 8) ? o->url : o->admin,
         .concurrency = (int)(o->concurrency ? o->concurrency
                              : open         ? 4096
                                             : 16),
@@ -188,9 +192,32 @@ static struct load_phase phase_of(const struct options *o)
     };
 }
 
+// What is to be sent and broken.
+static enum status prepare(const struct options *o, struct load_script *script,
+                           struct load_prompts *prompts, struct errmsg *err)
+{
+    bool rpc = !strncmp(o->url, "hadal://", 8); // there, no name means the model that is served
+    char *first = o->model || rpc ? NULL : admin_first_model(o->url, err);
+    const struct load_prompt_args args = {.model = o->model ? o->model
+                                                   : first  ? first
+                                                            : "",
+                                          .mix = o->mix,
+                                          .file = o->prompts_file,
+                                          .distinct = (int)o->distinct,
+                                          .max_tokens = (int)o->max_tokens,
+                                          .temperature = o->temperature,
+                                          .seed = (uint64_t)o->seed};
+    enum status s = o->model || rpc || first ? read_script(o, script, err) : STATUS_LINK_DOWN;
+    if (s == STATUS_OK)
+        s = load_prompts_make(prompts, &args, err);
+    free(first);
+    return s;
+}
+
 int cmd_load(int argc, char **argv)
 {
     struct options o = {.url = http_default_url(),
+                        .admin = http_default_url(),
                         .mix = "all",
                         .arrivals = "poisson",
                         .distinct = 16,
@@ -204,32 +231,14 @@ int cmd_load(int argc, char **argv)
     struct errmsg err = {0};
     struct load_script *script = mem_zalloc(1, sizeof *script);
     struct load_phase phase = phase_of(&o);
-    phase.script = script;
     struct load_prompts prompts = {0};
-    char *model = NULL;
     signal(SIGINT, interrupt);
     signal(SIGTERM, interrupt);
     signal(SIGPIPE, SIG_IGN);
-    if (read_script(&o, script, &err) != STATUS_OK)
-        rc = fail(&err);
-    else if (!o.model && !(o.model = model = admin_first_model(o.url, &err)))
-        rc = fail(&err);
-    else if (load_prompts_make(&prompts,
-                               &(struct load_prompt_args){.model = o.model,
-                                                          .mix = o.mix,
-                                                          .file = o.prompts_file,
-                                                          .distinct = (int)o.distinct,
-                                                          .max_tokens = (int)o.max_tokens,
-                                                          .temperature = o.temperature,
-                                                          .seed = (uint64_t)o.seed},
-                               &err) != STATUS_OK)
-        rc = fail(&err);
-    else {
-        phase.prompts = &prompts;
-        rc = run(&o, &phase);
-    }
+    phase.script = script;
+    phase.prompts = &prompts;
+    rc = prepare(&o, script, &prompts, &err) == STATUS_OK ? run(&o, &phase) : fail(&err);
     load_prompts_finish(&prompts);
-    free(model);
     free(script);
     return rc;
 }

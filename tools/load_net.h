@@ -1,5 +1,6 @@
-// The connections of a load run: thousands of HTTP streams on one thread. Streams are the caller's;
-// what happens to them is told to its handler, from inside load_net_turn.
+// The streams of a load run or of a chat on their way: over HTTP, or over the RPC by libhadal. One
+// thread. Streams are the caller's; what happens to them is told to its handler, from inside
+// load_net_turn.
 #pragma once
 
 #include <stdint.h>
@@ -10,25 +11,27 @@
 struct load_net;
 
 struct load_end {
-    int code;          // HTTP status; 0 = no answer
+    int code;          // HTTP status, or the RPC's failure as one; 0 = no answer
     int retry_after_s; // of a refusal; 0 = none given
     bool broken;       // the connection broke; else the server ended the answer
     const char *text;  // why it failed; "" when code is 200 and nothing broke
 };
 
 struct load_net_handler {
-    void (*event)(void *user, struct load_stream *s, const struct sse_event *e);
+    // Something arrived and was taken in; gap_us as load_stream_event returns it.
+    void (*heard)(void *user, struct load_stream *s, int64_t gap_us);
     // The connection is gone; s may be started again or attached from here.
     void (*closed)(void *user, struct load_stream *s, const struct load_end *end);
     void *user;
 };
 
-// url: the coordinator's. NULL and *err when it cannot be used.
+// url: the coordinator's, http://... or hadal://host:port. NULL and *err when it cannot be used.
 struct load_net *load_net_open(const char *url, const struct load_net_handler *handler,
                                struct errmsg *err);
-void load_net_close(struct load_net *net); // cuts what is open, without a word
+void load_net_close(struct load_net *net); // all streams are closed or cut; NULL is fine
 
-// Begins s with a POST of `body` (borrowed until closed); or goes on with it after its last event.
+// Begins s with the chat request `body`, JSON (borrowed until closed); or goes on with it after its
+// last event.
 void load_net_start(struct load_net *net, struct load_stream *s, const char *body);
 void load_net_attach(struct load_net *net, struct load_stream *s);
 // Cuts the connection of s; `closed` is not called.

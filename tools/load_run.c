@@ -139,13 +139,12 @@ static bool may_attach(const struct run *u, const struct load_stream *s)
     return u->p->attach && *s->request && s->attaches < ATTACHES_MAX && !*s->error;
 }
 
-static void on_event(void *user, struct load_stream *s, const struct sse_event *e)
+static void on_heard(void *user, struct load_stream *s, int64_t gap_us)
 {
     struct run *u = user;
-    int64_t gap = load_stream_event(s, cmdline_now_us(), e);
     s->attaches = 0;
-    if (gap >= 0)
-        load_samples_add(&u->r->gap, gap);
+    if (gap_us >= 0)
+        load_samples_add(&u->r->gap, gap_us);
 }
 
 static void on_closed(void *user, struct load_stream *s, const struct load_end *end)
@@ -309,7 +308,7 @@ enum status load_phase_run(const struct load_phase *p, struct load_result *out,
 {
     *out = (struct load_result){0};
     struct run u = {.p = p, .r = out, .answers = answers};
-    const struct load_net_handler h = {on_event, on_closed, &u};
+    const struct load_net_handler h = {on_heard, on_closed, &u};
     u.net = load_net_open(p->url, &h, err);
     if (!u.net)
         return STATUS_BAD_CONFIG;
@@ -320,7 +319,7 @@ enum status load_phase_run(const struct load_phase *p, struct load_result *out,
     prng_seed(&u.prng, p->seed);
     u.start_us = u.next_us = cmdline_now_us();
     if (p->script && p->script->n)
-        u.faults = load_faults_start(p->script, p->url, p->seed);
+        u.faults = load_faults_start(p->script, p->admin, p->seed);
     loop(&u);
     out->seconds = (double)(cmdline_now_us() - u.start_us) / 1e6;
     abandon(&u);

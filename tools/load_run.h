@@ -14,6 +14,7 @@ enum { LOAD_STREAMS_MAX = 50000, LOAD_RECORDS_MAX = 10000, LOAD_ERRORS_KEPT = 8 
 
 struct load_phase {
     const char *url;
+    const char *admin; // whom faults ask for names and pids: the coordinator's HTTP address
     const struct load_prompts *prompts;
     const struct load_answer *reference; // one per prompt; NULL = nothing to compare with
     const struct load_script *script;    // NULL = no faults

@@ -24,7 +24,7 @@ static bool same(const struct strbuf *a, const struct strbuf *b)
 bool load_answer_equal(const struct load_answer *a, const struct load_answer *b)
 {
     return same(&a->reasoning, &b->reasoning) && same(&a->content, &b->content) &&
-           a->tokens == b->tokens && !strcmp(a->finish, b->finish);
+           a->tokens == b->tokens && a->ids_hash == b->ids_hash && !strcmp(a->finish, b->finish);
 }
 
 void load_stream_begin(struct load_stream *s, int prompt, int64_t intended_us)
@@ -43,7 +43,7 @@ void load_stream_finish(struct load_stream *s)
     s->active = false;
 }
 
-static int64_t token(struct load_stream *s, int64_t now_us)
+int64_t load_stream_token(struct load_stream *s, int64_t now_us)
 {
     int64_t gap = s->first_us ? now_us - s->last_us : -1;
     if (!s->first_us)
@@ -85,7 +85,7 @@ static int64_t take_chunk(struct load_stream *s, int64_t now_us, const json_t *c
     more |= take_text(&s->answer.content, delta, "content");
     if (more) {
         s->answer.tokens++;
-        gap = token(s, now_us);
+        gap = load_stream_token(s, now_us);
     }
     copy_string(s->answer.finish, sizeof s->answer.finish,
                 json_object_get(choice, "finish_reason"));

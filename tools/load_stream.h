@@ -13,8 +13,9 @@ enum { LOAD_ID_MAX = 96, LOAD_TEXT_MAX = 160 };
 // What was answered: reasoning and content, each piece of text in the order in which it came.
 struct load_answer {
     struct strbuf reasoning, content;
-    uint32_t tokens; // as the server counts them (usage), else pieces of text
-    char finish[24]; // "stop", "length", ...; "" = none came
+    uint32_t tokens;   // as the server counts them (usage), else pieces of text
+    uint64_t ids_hash; // of all token ids; 0 where the transport does not tell them
+    char finish[24];   // "stop", "length", ...; "" = none came
 };
 void load_answer_finish(struct load_answer *a);
 bool load_answer_equal(const struct load_answer *a, const struct load_answer *b);
@@ -43,5 +44,7 @@ void load_stream_begin(struct load_stream *s, int prompt, int64_t intended_us);
 void load_stream_finish(struct load_stream *s); // may begin again
 // Returns the microseconds since the token before when this event carried a later token, else -1.
 int64_t load_stream_event(struct load_stream *s, int64_t now_us, const struct sse_event *e);
+// A token arrived: keeps the times; returns as load_stream_event does.
+int64_t load_stream_token(struct load_stream *s, int64_t now_us);
 // A fault happened: gaps that end after it, within the window, are its pause for this stream.
 void load_stream_mark(struct load_stream *s, int fault, int64_t fault_us);
