@@ -123,9 +123,9 @@ void hadal_close(struct hadal_client *c)
 {
     if (!c)
         return;
+    link_finish(&c->link); // first: what runs is left to the coordinator's grace time
     while (c->streams)
         hadal_stream_close(c->streams);
-    link_finish(&c->link);
     wire_arena_finish(&c->arena);
     strbuf_finish(&c->out);
     free(c);
@@ -436,7 +436,7 @@ enum hadal_result hadal_next(struct hadal_stream *s, int timeout_ms, struct hada
 
 void hadal_cancel(struct hadal_stream *s)
 {
-    s->cancel = true;
+    s->cancel = true; // should the link break now, the next one hears of it
     if (s->sent && s->state != STREAM_ENDED)
         (void)write_rpc(s->client, s->id, &(struct rpc){.kind = RPC_CANCEL});
 }
@@ -445,6 +445,8 @@ void hadal_stream_close(struct hadal_stream *s)
 {
     if (!s)
         return;
+    if (s->client->link.fd >= 0)
+        hadal_cancel(s);
     DL_DELETE2(s->client->streams, s, prev, next_stream);
     while (s->kept) {
         struct kept *k = s->kept;

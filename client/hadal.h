@@ -134,7 +134,8 @@ struct hadal_event {
  * says why. options may be NULL; err may be NULL everywhere. */
 HADAL_API struct hadal_client *hadal_open(const char *url, const struct hadal_options *options,
                                           struct hadal_error *err);
-/* Ends all its streams too. */
+/* Closes its streams too, but cancels none: requests go on for the coordinator's grace time, and
+ * hadal_attach may take them up elsewhere. */
 HADAL_API void hadal_close(struct hadal_client *c);
 
 HADAL_API struct hadal_stream *hadal_generate(struct hadal_client *c, const struct hadal_request *q,
@@ -149,7 +150,7 @@ HADAL_API enum hadal_result hadal_next(struct hadal_stream *s, int timeout_ms,
 /* Asks for the end; hadal_next then gives HADAL_DONE with finish "cancelled", or what came before.
  */
 HADAL_API void hadal_cancel(struct hadal_stream *s);
-/* Leaves the stream. The request is not cancelled by that, but by the coordinator's grace time. */
+/* An answer that is not complete is cancelled. */
 HADAL_API void hadal_stream_close(struct hadal_stream *s);
 
 HADAL_API const char *hadal_code_name(int code); /* "UNAVAILABLE"; NULL for an unknown one */

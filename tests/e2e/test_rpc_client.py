@@ -7,7 +7,7 @@ import struct
 from pathlib import Path
 
 import pytest
-from cluster import HADAL
+from cluster import HADAL, wait_for
 
 LIBRARY = Path(os.environ.get("LIBHADAL") or Path(HADAL).parent / "client" / "libhadal.so")
 
@@ -150,3 +150,13 @@ def test_bad_frames(mock22, frame):
         assert got == b"" or got[:4] == b"HD\x01\x64", got  # ERROR
     assert mock22.ask("hi", max_tokens=2)[3] == 2
     assert mock22.json("/hadal/v1/status")["replicas_ready"] == 2
+
+
+def test_closing_a_stream_cancels(lib, mock22):
+    c, err, q = opened(lib, mock22), Error(), request("go on for long", 2000)
+    stream = lib.hadal_generate(c, ctypes.byref(q), ctypes.byref(err))
+    found = f"{read(lib, stream, 10)[3]:016x}"
+    lib.hadal_stream_close(ctypes.c_void_p(stream))
+    wait_for("it to be cancelled", lambda: any(r["id"] == found and r.get("finish") == "cancelled"
+                                               for r in mock22.list("requests")), 5)
+    lib.hadal_close(c)

@@ -30,7 +30,7 @@ struct server {
     enum rpc_code refuse; // answers GENERATE with this
     volatile bool stop;
     // seen
-    volatile unsigned connections, generates, attaches, credits;
+    volatile unsigned connections, generates, attaches, credits, cancels;
     volatile uint32_t max_in_flight;
 };
 
@@ -106,6 +106,7 @@ static bool on_frame(struct peer *p, const struct wire_frame *f)
         p->sv->credits++;
         s->credit += r.credit.tokens;
     } else if (r.kind == RPC_CANCEL) {
+        p->sv->cancels++;
         s->on = false;
         say(p, f->stream, &(struct rpc){.kind = RPC_DONE, .done = {FINISH_CANCELLED}});
         return true;
@@ -347,6 +348,25 @@ static void test_cancel_and_timeout(void **state)
     server_stop(&sv);
 }
 
+// Closing a stream cancels its request; closing the client leaves it.
+static void test_close(void **state)
+{
+    struct server sv = {0};
+    server_start(&sv);
+    struct hadal_client *c = client_of(&sv, 2);
+    struct hadal_event ev;
+    struct hadal_error err;
+    struct hadal_stream *a = ask(c), *b = ask(c);
+    assert_int_equal(hadal_next(a, 5000, &ev, &err), HADAL_OK);
+    hadal_stream_close(a);
+    check_answer(b); // by then the cancellation has arrived: one link, in order
+    assert_int_equal(sv.cancels, 1);
+    assert_int_equal(hadal_next(ask(c), 5000, &ev, &err), HADAL_OK);
+    hadal_close(c);
+    server_stop(&sv);
+    assert_int_equal(sv.cancels, 1);
+}
+
 static void test_nobody_there(void **state)
 {
     struct hadal_error err = {0};
@@ -392,6 +412,7 @@ int main(void)
         cmocka_unit_test(test_refused),
         cmocka_unit_test(test_nonsense),
         cmocka_unit_test(test_cancel_and_timeout),
+        cmocka_unit_test(test_close),
         cmocka_unit_test(test_nobody_there),
         cmocka_unit_test(test_bad_arguments),
     };

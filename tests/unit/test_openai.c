@@ -501,15 +501,46 @@ static void test_cost_per_token(void **state)
     token_vec_finish(&ids);
 }
 
+// Prompts up to 4 KiB are read on the loop thread: that must not hold up streams. A generous limit,
+// as above.
+static void test_cost_of_a_prompt(void **state)
+{
+    struct strbuf body = {0};
+    strbuf_puts(&body, "{\"model\":\"sample\",\"prompt\":\"");
+    while (body.n < 4000)
+        strbuf_printf(&body, "The %zu ships of caf\xC3\xA9 sail; ", body.n);
+    strbuf_puts(&body, "\"}");
+    enum { N = 200 };
+    clock_t start = clock();
+    for (int i = 0; i < N; i++) {
+        struct text_job j = {
+            .model = &model, .source = TEXT_COMPLETION, .bytes = body.v, .n = body.n};
+        text_job_run(&j);
+        assert_int_equal(j.error.http, 0);
+        text_job_finish(&j);
+    }
+    double us = (double)(clock() - start) / CLOCKS_PER_SEC * 1e6 / N;
+    print_message("%.0f us for a body of %zu bytes\n", us, body.n);
+    assert_true(us < 20000);
+    strbuf_finish(&body);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_bodies),         cmocka_unit_test(test_values_arrive),
-        cmocka_unit_test(test_json_position),  cmocka_unit_test(test_ids),
-        cmocka_unit_test(test_damaged_bodies), cmocka_unit_test(test_model_text),
-        cmocka_unit_test(test_jobs),           cmocka_unit_test(test_answer_splits),
-        cmocka_unit_test(test_answer_stops),   cmocka_unit_test(test_events_from_anywhere),
-        cmocka_unit_test(test_events_text),    cmocka_unit_test(test_cost_per_token),
+        cmocka_unit_test(test_bodies),
+        cmocka_unit_test(test_values_arrive),
+        cmocka_unit_test(test_json_position),
+        cmocka_unit_test(test_ids),
+        cmocka_unit_test(test_damaged_bodies),
+        cmocka_unit_test(test_model_text),
+        cmocka_unit_test(test_jobs),
+        cmocka_unit_test(test_answer_splits),
+        cmocka_unit_test(test_answer_stops),
+        cmocka_unit_test(test_events_from_anywhere),
+        cmocka_unit_test(test_events_text),
+        cmocka_unit_test(test_cost_per_token),
+        cmocka_unit_test(test_cost_of_a_prompt),
     };
     return cmocka_run_group_tests(tests, open_model, close_model);
 }
