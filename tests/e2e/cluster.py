@@ -6,6 +6,7 @@ import json
 import os
 import select
 import signal
+import socket
 import subprocess
 import tempfile
 import time
@@ -28,6 +29,12 @@ def die_with_parent():
     LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
 def alive(pid):
     """True while the process is there and not merely waiting to be reaped."""
     try:
@@ -48,7 +55,8 @@ def wait_for(what, condition, limit_s=20, step_s=0.05):
 
 class Cluster:
     def __init__(self, *args, model=SAMPLE, **options):
-        words = [HADAL, "up", "--http", "0", "--model", model, *args]
+        self.rpc = free_port()
+        words = [HADAL, "up", "--http", "0", "--rpc", str(self.rpc), "--model", model, *args]
         for name, value in options.items():
             words += [f"--{name.replace('_', '-')}", str(value)]
         self.words = words

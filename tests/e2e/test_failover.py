@@ -77,3 +77,21 @@ def test_dead_worker_is_started_again(mock22):
     assert_nothing_lost(report, mock22)
     wait_for("node 2 is back", lambda: (mock22.node("2") or {}).get("state") == "in-replica", 20)
     assert mock22.node("2")["pid"] != before
+
+
+@pytest.mark.parametrize("sampling", [[], ["--temperature", "0.8"]], ids=["greedy", "seeded"])
+def test_kill_and_broken_connections_over_rpc(sample22, sampling):
+    """Through libhadal, where every token id is compared; it re-attaches by itself."""
+    sample22.whole()
+    report = sample22.load("--url", f"hadal://127.0.0.1:{sample22.rpc}", "--concurrency", "16", "--requests", "0",
+                           "--duration", "3", *sampling, "--fault", "at 0.5s kill busy", "--fault", "at 1.5s drop all")
+    assert_nothing_lost(report, sample22)
+    assert [f["error"] for f in report["faults"]] == ["", ""]
+    sample22.whole()
+
+
+def test_seeded_answers_survive_too(sample22):
+    report = sample22.load("--concurrency", "16", "--requests", "0", "--duration", "3", "--temperature", "0.8",
+                           "--fault", "at 0.7s kill busy")
+    assert_nothing_lost(report, sample22)
+    sample22.whole()
