@@ -8,25 +8,11 @@
 
 #include "base/mem.h"
 
-enum {
-    ADMIN_TIMEOUT_MS = 30 * 1000, // when the operator names none
-    ADMIN_TIMEOUT_MAX_MS = 600 * 1000,
-    SOCKET_BYTES = 64 << 10, // that the kernel takes ahead of a slow client
-};
+enum { SOCKET_BYTES = 64 << 10 }; // that the kernel takes ahead of a slow client
 
 struct http_handler {
     h2o_handler_t super;
     struct http_server *server;
-};
-
-// An operator's command that waits for the core.
-struct http_admin {
-    struct admin_wait wait; // first
-    struct http_server *server;
-    h2o_req_t *req;
-    uint64_t deadline_us;
-    bool waiting;
-    struct http_admin *prev, *next;
 };
 
 void http_count(struct http_server *h, int status)
@@ -104,7 +90,7 @@ void http_reply_error(struct http_server *h, h2o_req_t *req, uint64_t request,
 
 // ---- requests as text ---------------------------------------------------------------------------
 
-static bool is(h2o_iovec_t v, const char *text)
+bool http_is(h2o_iovec_t v, const char *text)
 {
     return v.len == strlen(text) && !memcmp(v.base, text, v.len);
 }
@@ -125,8 +111,7 @@ static size_t split_path(const h2o_req_t *req, h2o_iovec_t *parts, size_t max)
     return n;
 }
 
-// A number of the query; -1 when it is absent, -2 when it is no number.
-static int64_t query_number(const h2o_req_t *req, const char *name)
+int64_t http_query_number(const h2o_req_t *req, const char *name)
 {
     size_t len = strlen(name);
     if (req->query_at == SIZE_MAX)
@@ -144,14 +129,14 @@ static int64_t query_number(const h2o_req_t *req, const char *name)
     return -1;
 }
 
-static bool not_found(struct openai_error *e, const h2o_req_t *req)
+bool http_not_found(struct openai_error *e, const h2o_req_t *req)
 {
     int n = (int)(req->path.len < 200 ? req->path.len : 200);
     return openai_fail(e, 404, NULL, "unknown_url", "Unknown request URL: %.*s %.*s.",
                        (int)req->method.len, req->method.base, n, req->path.base);
 }
 
-static bool wrong_method(struct openai_error *e, const h2o_req_t *req, const char *allowed)
+bool http_wrong_method(struct openai_error *e, const h2o_req_t *req, const char *allowed)
 {
     return openai_fail(
         e, 405, NULL, "method_not_allowed", "Not allowed to %.20s on this URL; use %s.",
@@ -181,7 +166,7 @@ static void model_page(struct http_server *h, h2o_req_t *req, h2o_iovec_t name)
 {
     struct openai_error e;
     struct strbuf list = {0}, one = {0};
-    if (!is(name, h->shell->text.name)) {
+    if (!http_is(name, h->shell->text.name)) {
         openai_fail(&e, 404, "model", "model_not_found", "The model '%.*s' does not exist.",
                     (int)(name.len < 100 ? name.len : 100), name.base);
         http_reply_error(h, req, 0, &e);
@@ -213,20 +198,20 @@ static bool page(struct http_server *h, h2o_req_t *req, const h2o_iovec_t *p, si
     struct admin_view v = view_of(h->shell);
     struct strbuf body = {0};
     const char *type = NULL;
-    if (n == 2 && is(p[0], "v1") && is(p[1], "models")) {
+    if (n == 2 && http_is(p[0], "v1") && http_is(p[1], "models")) {
         models_page(h, &body);
-    } else if (n == 1 && is(p[0], "healthz")) {
+    } else if (n == 1 && http_is(p[0], "healthz")) {
         strbuf_puts(&body, "{\"ok\":true}\n");
-    } else if (n == 1 && is(p[0], "metrics")) {
+    } else if (n == 1 && http_is(p[0], "metrics")) {
         admin_metrics(&v, &body);
         type = "text/plain; version=0.0.4; charset=utf-8";
-    } else if (n == 3 && is(p[2], "status")) {
+    } else if (n == 3 && http_is(p[2], "status")) {
         admin_status_json(&v, &body);
-    } else if (n == 3 && is(p[2], "nodes")) {
+    } else if (n == 3 && http_is(p[2], "nodes")) {
         admin_nodes_json(&v, &body);
-    } else if (n == 3 && is(p[2], "replicas")) {
+    } else if (n == 3 && http_is(p[2], "replicas")) {
         admin_replicas_json(&v, &body);
-    } else if (n == 3 && is(p[2], "requests")) {
+    } else if (n == 3 && http_is(p[2], "requests")) {
         admin_requests_json(&v, &body);
     } else {
         return false;
@@ -236,124 +221,13 @@ static bool page(struct http_server *h, h2o_req_t *req, const h2o_iovec_t *p, si
     return true;
 }
 
-// ---- operators' commands ------------------------------------------------------------------------
-
-static void admin_end(struct http_admin *a)
-{
-    DL_DELETE(a->server->admins, a);
-    a->waiting = false;
-}
-
-static void admin_reply(struct http_admin *a, int http, enum status status, const char *text)
-{
-    struct openai_error e;
-    struct strbuf body = {0};
-    admin_end(a);
-    if (http != 200) {
-        openai_fail(&e, http, NULL, status_name(status), "%s", text);
-        http_reply_error(a->server, a->req, 0, &e);
-        return;
-    }
-    strbuf_puts(&body, "{\"status\":\"OK\",\"message\":");
-    strbuf_json(&body, text, strlen(text));
-    strbuf_puts(&body, "}\n");
-    http_reply(a->server, a->req, &(struct http_reply){.status = 200}, &body);
-    strbuf_finish(&body);
-}
-
-static void on_admin_done(struct admin_wait *w, enum status status, const char *text)
-{
-    int http = status == STATUS_OK          ? 200
-               : status == STATUS_NOT_FOUND ? 404
-               : status < 0                 ? 409
-                                            : 503;
-    admin_reply((struct http_admin *)w, http, status, text);
-}
-
-static void on_admin_dispose(void *p)
-{
-    struct http_admin *a = p;
-    if (!a->waiting)
-        return;
-    shell_admin_forget(a->server->shell, &a->wait);
-    admin_end(a);
-}
-
-static void admins_tick(struct http_server *h, uint64_t now_us)
-{
-    struct http_admin *a, *next;
-    DL_FOREACH_SAFE(h->admins, a, next)
-    {
-        if (now_us < a->deadline_us)
-            continue;
-        shell_admin_forget(h->shell, &a->wait);
-        admin_reply(a, 504, STATUS_PENDING, "not done yet; it goes on");
-    }
-}
-
-static void command(struct http_server *h, h2o_req_t *req, enum coord_admin_op op,
-                    h2o_iovec_t target)
-{
-    struct openai_error e;
-    char name[LIMIT_NAME];
-    int64_t timeout_ms = query_number(req, "timeout_ms");
-    uint64_t replica = 0;
-    if (timeout_ms == -1)
-        timeout_ms = ADMIN_TIMEOUT_MS;
-    if (timeout_ms < 0 || timeout_ms > ADMIN_TIMEOUT_MAX_MS) {
-        openai_fail(&e, 400, "timeout_ms", "invalid_value",
-                    "Invalid 'timeout_ms': a number of at most %d.", ADMIN_TIMEOUT_MAX_MS);
-        http_reply_error(h, req, 0, &e);
-        return;
-    }
-    snprintf(name, sizeof name, "%.*s", (int)(target.len < sizeof name ? target.len : 0),
-             target.base);
-    if (op == COORD_FAILOVER) {
-        size_t id = h2o_strtosize(target.base, target.len);
-        replica = id == SIZE_MAX ? 0 : id;
-    }
-    struct http_admin *a = h2o_mem_alloc_shared(&req->pool, sizeof *a, on_admin_dispose);
-    *a = (struct http_admin){.wait = {.done = on_admin_done},
-                             .server = h,
-                             .req = req,
-                             .deadline_us = shell_now_us() + (uint64_t)timeout_ms * 1000,
-                             .waiting = true};
-    DL_APPEND(h->admins, a);
-    shell_admin(h->shell, op, name, replica, &a->wait);
-}
-
-static bool admin_route(struct http_server *h, h2o_req_t *req, const h2o_iovec_t *p, size_t n,
-                        struct openai_error *e)
-{
-    static const struct {
-        const char *what, *op;
-        enum coord_admin_op code;
-    } ops[] = {
-        {"nodes", "drain", COORD_DRAIN},
-        {"nodes", "undrain", COORD_UNDRAIN},
-        {"nodes", "eject", COORD_EJECT},
-        {"replicas", "failover", COORD_FAILOVER},
-    };
-    if (n != 5)
-        return not_found(e, req);
-    for (size_t i = 0; i < sizeof ops / sizeof *ops; i++) {
-        if (!is(p[2], ops[i].what) || !is(p[4], ops[i].op))
-            continue;
-        if (!is(req->method, "POST"))
-            return wrong_method(e, req, "POST");
-        command(h, req, ops[i].code, p[3]);
-        return true;
-    }
-    return not_found(e, req);
-}
-
 // ---- routes -------------------------------------------------------------------------------------
 
 static bool generate_route(struct http_server *h, h2o_req_t *req, enum text_source source,
                            struct openai_error *e)
 {
-    if (!is(req->method, "POST"))
-        return wrong_method(e, req, "POST");
+    if (!http_is(req->method, "POST"))
+        return http_wrong_method(e, req, "POST");
     if (req->entity.len > LIMIT_HTTP_BODY)
         return openai_fail(e, 413, NULL, "body_too_large",
                            "The request body has %zu bytes; the limit is %d.", req->entity.len,
@@ -367,7 +241,7 @@ static int64_t last_event_id(const h2o_req_t *req)
 {
     ssize_t at = h2o_find_header_by_str(&req->headers, H2O_STRLIT("last-event-id"), -1);
     if (at < 0)
-        return query_number(req, "from");
+        return http_query_number(req, "from");
     h2o_iovec_t v = req->headers.entries[at].value;
     size_t n = h2o_strtosize(v.base, v.len);
     return n > INT64_MAX ? -2 : (int64_t)n;
@@ -380,13 +254,13 @@ static bool stream_route(struct http_server *h, h2o_req_t *req, h2o_iovec_t name
     if (!id)
         return openai_fail(e, 404, "id", "not_found", "'%.*s' is no id of a stream.",
                            (int)(name.len < 64 ? name.len : 64), name.base);
-    if (is(req->method, "DELETE")) {
+    if (http_is(req->method, "DELETE")) {
         shell_post_request(h->shell, COORD_CANCEL, id);
         http_reply(h, req, &(struct http_reply){.status = 204, .request = id}, &(struct strbuf){0});
         return true;
     }
-    if (!is(req->method, "GET"))
-        return wrong_method(e, req, "GET");
+    if (!http_is(req->method, "GET"))
+        return http_wrong_method(e, req, "GET");
     int64_t last_id = last_event_id(req);
     if (last_id == -2)
         return openai_fail(e, 400, "Last-Event-ID", "invalid_value",
@@ -399,28 +273,30 @@ static bool route(struct http_server *h, h2o_req_t *req, struct openai_error *e)
 {
     h2o_iovec_t p[5];
     size_t n = split_path(req, p, 5);
-    bool v1 = n >= 2 && n <= 5 && is(p[0], "v1");
-    if (v1 && n == 3 && is(p[1], "chat") && is(p[2], "completions"))
+    bool v1 = n >= 2 && n <= 5 && http_is(p[0], "v1");
+    if (v1 && n == 3 && http_is(p[1], "chat") && http_is(p[2], "completions"))
         return generate_route(h, req, TEXT_CHAT, e);
-    if (v1 && n == 2 && is(p[1], "completions"))
+    if (v1 && n == 2 && http_is(p[1], "completions"))
         return generate_route(h, req, TEXT_COMPLETION, e);
-    if (v1 && n == 3 && is(p[1], "streams"))
+    if (v1 && n == 3 && http_is(p[1], "streams"))
         return stream_route(h, req, p[2], e);
-    if (n == 5 && is(p[0], "hadal") && is(p[1], "v1"))
-        return admin_route(h, req, p, n, e);
-    bool known = (n == 1 && (is(p[0], "metrics") || is(p[0], "healthz") || is(p[0], "readyz"))) ||
-                 (v1 && n == 2 && is(p[1], "models")) || (v1 && n == 3 && is(p[1], "models")) ||
-                 (n == 3 && is(p[0], "hadal") && is(p[1], "v1"));
+    if (n == 5 && http_is(p[0], "hadal") && http_is(p[1], "v1"))
+        return http_admin_route(h, req, p, e);
+    bool known =
+        (n == 1 &&
+         (http_is(p[0], "metrics") || http_is(p[0], "healthz") || http_is(p[0], "readyz"))) ||
+        (v1 && n == 2 && http_is(p[1], "models")) || (v1 && n == 3 && http_is(p[1], "models")) ||
+        (n == 3 && http_is(p[0], "hadal") && http_is(p[1], "v1"));
     if (!known)
-        return not_found(e, req);
-    if (!is(req->method, "GET"))
-        return wrong_method(e, req, "GET");
-    if (n == 1 && is(p[0], "readyz"))
+        return http_not_found(e, req);
+    if (!http_is(req->method, "GET"))
+        return http_wrong_method(e, req, "GET");
+    if (n == 1 && http_is(p[0], "readyz"))
         ready_page(h, req);
     else if (v1 && n == 3)
         model_page(h, req, p[2]);
     else if (!page(h, req, p, n))
-        return not_found(e, req);
+        return http_not_found(e, req);
     return true;
 }
 
@@ -474,7 +350,7 @@ static void on_connection(uv_stream_t *listener, int status)
 void http_server_tick(struct http_server *h, uint64_t now_us)
 {
     http_streams_tick(h, now_us);
-    admins_tick(h, now_us);
+    http_admins_tick(h, now_us);
 }
 
 enum status http_server_open(struct shell *s, uint16_t *port_out, struct errmsg *err)

@@ -1,4 +1,5 @@
-// Inside of http_shell.c (server and routes) and http_stream_shell.c (answers).
+// Inside of http_shell.c (server and routes), http_stream_shell.c (answers) and http_admin_shell.c
+// (operators' commands).
 #pragma once
 
 #include "coordinator/main_shell.h"
@@ -33,6 +34,18 @@ void http_reply_error(struct http_server *h, h2o_req_t *req, uint64_t request,
                       const struct openai_error *e);
 void http_header(h2o_req_t *req, const char *name, const char *value);
 void http_count(struct http_server *h, int status);
+
+bool http_is(h2o_iovec_t v, const char *text);
+// A number of the query; -1 when it is absent, -2 when it is no number.
+int64_t http_query_number(const h2o_req_t *req, const char *name);
+// Fill in *e and return false.
+bool http_not_found(struct openai_error *e, const h2o_req_t *req);
+bool http_wrong_method(struct openai_error *e, const h2o_req_t *req, const char *allowed);
+
+// The path's five parts; false: *e is the answer.
+bool http_admin_route(struct http_server *h, h2o_req_t *req, const h2o_iovec_t p[5],
+                      struct openai_error *e);
+void http_admins_tick(struct http_server *h, uint64_t now_us);
 
 // POST /v1/chat/completions, /v1/completions.
 void http_stream_generate(struct http_server *h, h2o_req_t *req, enum text_source source);

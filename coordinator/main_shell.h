@@ -100,10 +100,8 @@ void shell_admin(struct shell *s, enum coord_admin_op op, const char *target, ui
                  struct admin_wait *w);
 void shell_admin_forget(struct shell *s, struct admin_wait *w);
 
-// "host:port" or "[v6]:port" -> an address to bind.
-STATUS_MUST_USE enum status shell_address(const char *key, const char *text,
-                                          struct sockaddr_storage *out, struct errmsg *err);
-// Binds and listens; *port_out is the port it got.
+// Binds `address` ("host:port" or "[v6]:port") and listens; *port_out is the port it got. Errors
+// name `key` of the configuration. (listen_shell.c)
 STATUS_MUST_USE enum status shell_listen(struct shell *s, uv_tcp_t *tcp, const char *key,
                                          const char *address, uv_connection_cb cb,
                                          uint16_t *port_out, struct errmsg *err);
