@@ -17,5 +17,7 @@ enum {
     LIMIT_STOP_STRINGS = 16,      // per request; OpenAI allows 4
     LIMIT_STOP_BYTES = 1024,      // per stop string
     LIMIT_TOP_LOGPROBS = 20,      // OpenAI's limit
-    LIMIT_JSON_DEPTH = 64,        // nesting accepted in a JSON document
+    LIMIT_JSON_DEPTH = 64,        // nesting accepted in a request's JSON document
+    LIMIT_JSON_NODES = 1 << 17,   // its objects, arrays and members of objects together
+    LIMIT_JSON_VALUES = LIMIT_CONTEXT + LIMIT_JSON_NODES, // a prompt may be a list of ids
 };

@@ -472,29 +472,54 @@ static bool take_prompt(const json_t *o, struct openai_request *r, struct openai
 
 // ---- the document -------------------------------------------------------------------------------
 
-// jansson recurses to a depth of its own; hostile nesting is refused before it gets there.
-static bool depth_ok(const char *s, size_t n)
+// What the document would cost jansson: it recurses to a depth of its own, and an empty array of
+// three bytes becomes 150 of memory, an object 400.
+struct json_shape {
+    int depth, deepest;
+    size_t nodes;  // objects, arrays and members of objects
+    size_t values; // at least as many as the document has
+};
+
+static struct json_shape json_shape(const char *s, size_t n)
 {
-    int depth = 0;
+    struct json_shape j = {.values = 1};
     bool in_string = false;
     for (size_t i = 0; i < n; i++) {
-        if (in_string && s[i] == '\\')
-            i++;
-        else if (s[i] == '"')
-            in_string = !in_string;
-        else if (!in_string && (s[i] == '[' || s[i] == '{') && ++depth > LIMIT_JSON_DEPTH)
-            return false;
-        else if (!in_string && (s[i] == ']' || s[i] == '}'))
-            depth--;
+        if (in_string) {
+            in_string = s[i] != '"';
+            i += s[i] == '\\'; // what is escaped is skipped
+            continue;
+        }
+        in_string = s[i] == '"';
+        bool opens = s[i] == '[' || s[i] == '{';
+        j.depth += opens - (s[i] == ']' || s[i] == '}');
+        j.deepest = j.depth > j.deepest ? j.depth : j.deepest;
+        j.nodes += opens || s[i] == ':';
+        j.values += opens || s[i] == ',';
     }
+    return j;
+}
+
+static bool shape_ok(const char *body, size_t n, struct openai_error *e)
+{
+    struct json_shape j = json_shape(body, n);
+    if (j.deepest > LIMIT_JSON_DEPTH)
+        return openai_fail(e, 400, NULL, "invalid_json",
+                           "The JSON body is nested more than %d deep.", LIMIT_JSON_DEPTH);
+    if (j.nodes > LIMIT_JSON_NODES)
+        return openai_fail(e, 400, NULL, "invalid_json",
+                           "The JSON body has more than %d objects, arrays and their members.",
+                           LIMIT_JSON_NODES);
+    if (j.values > LIMIT_JSON_VALUES)
+        return openai_fail(e, 400, NULL, "invalid_json", "The JSON body has more than %d values.",
+                           LIMIT_JSON_VALUES);
     return true;
 }
 
 static bool parse_json(const char *body, size_t n, json_t **out, struct openai_error *e)
 {
-    if (!depth_ok(body, n))
-        return openai_fail(e, 400, NULL, "invalid_json",
-                           "The JSON body is nested more than %d deep.", LIMIT_JSON_DEPTH);
+    if (!shape_ok(body, n, e))
+        return false;
     json_error_t je;
     json_t *root = json_loadb(body, n, JSON_ALLOW_NUL, &je);
     if (!root)

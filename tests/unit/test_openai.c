@@ -226,6 +226,51 @@ static void test_json_position(void **state)
     assert_non_null(strstr(e.message, "deep"));
 }
 
+// `from` as the first of an ignored field's `n` elements.
+static bool parse_many(const char *from, const char *each, const char *to, int n,
+                       struct openai_error *e)
+{
+    struct strbuf body = {0};
+    struct openai_request r;
+    strbuf_printf(&body, "{" M MSG ",\"metadata\":%s", from);
+    for (int i = 0; i < n; i++)
+        strbuf_printf(&body, "%s,", each);
+    strbuf_puts(&body, to);
+    bool ok = openai_parse(OPENAI_CHAT, body.v, body.n, &r, e);
+    if (ok)
+        openai_request_finish(&r);
+    strbuf_finish(&body);
+    return ok;
+}
+
+// A few MB that would become hundreds: refused before they are parsed. What is in strings is text.
+static void test_json_that_swells(void **state)
+{
+    struct openai_error e;
+    const struct {
+        const char *from, *each, *to;
+        int n;
+        const char *error; // NULL = good
+    } cases[] = {
+        {"[", "[]", "1]}", 1000, NULL},
+        {"[", "[]", "1]}", 2000000, "objects, arrays"},
+        {"[", "{}", "1]}", 2000000, "objects, arrays"},
+        {"{", "\"a\":1", "\"b\":1}}", 400000, "objects, arrays"},
+        {"[", "1", "1]}", LIMIT_CONTEXT, NULL},
+        {"[", "1", "1]}", 2000000, "values"},
+        {"[", "\"[{:,\\\"[{:,\"", "1]}", 500000, NULL},
+        {"[\"", "[],{\\\\", "\"]}", 500000, NULL},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        bool ok = parse_many(cases[i].from, cases[i].each, cases[i].to, cases[i].n, &e);
+        assert_int_equal(ok, !cases[i].error);
+        if (!ok) {
+            assert_string_equal(e.code, "invalid_json");
+            assert_non_null(strstr(e.message, cases[i].error));
+        }
+    }
+}
+
 static void test_ids(void **state)
 {
     const struct {
@@ -531,6 +576,7 @@ int main(void)
         cmocka_unit_test(test_bodies),
         cmocka_unit_test(test_values_arrive),
         cmocka_unit_test(test_json_position),
+        cmocka_unit_test(test_json_that_swells),
         cmocka_unit_test(test_ids),
         cmocka_unit_test(test_damaged_bodies),
         cmocka_unit_test(test_model_text),
