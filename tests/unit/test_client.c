@@ -51,7 +51,7 @@ static void say(struct peer *p, uint32_t stream, const struct rpc *r)
 {
     strbuf_clear(&p->out);
     assert_int_equal(wire_encode_rpc(&p->arena, stream, r, &p->out), STATUS_OK);
-    if (write(p->fd, p->out.v, p->out.n) < 0)
+    if (send(p->fd, p->out.v, p->out.n, MSG_NOSIGNAL) < 0)
         p->written = UINT32_MAX;
 }
 
@@ -113,7 +113,7 @@ static bool on_frame(struct peer *p, const struct wire_frame *f)
     }
     if (r.kind == RPC_GENERATE || r.kind == RPC_ATTACH) {
         if (p->sv->garbage)
-            return write(p->fd, "HTTP/1.1 400 Bad Request\r\n\r\n", 28) < 0;
+            return send(p->fd, "HTTP/1.1 400 Bad Request\r\n\r\n", 28, MSG_NOSIGNAL) < 0;
         say(p, f->stream, &(struct rpc){.kind = RPC_ACCEPTED, .accepted = {70 + f->stream, 3}});
         say(p, f->stream, &(struct rpc){.kind = RPC_QUEUED, .queued = {1, 5}});
     }
