@@ -1,57 +1,21 @@
-// hadal up: a whole cluster on this host. Starts a coordinator and one process per rank, keeps them
-// running, and stops them all. Nothing of the service goes through it: when a worker dies its
-// clients are served on by the others while the process is started anew.
-#include <arpa/inet.h>
+// hadal up: a whole cluster on this host. Nothing of the service goes through it: when a worker
+// dies its clients are served on by the others while the process is started anew.
 #include <errno.h>
 #include <limits.h>
 #include <sched.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/signalfd.h>
-#include <sys/socket.h>
 #include <sys/stat.h>
-#include <unistd.h>
+
+#include <jansson.h>
 
 #include "base/limits.h"
 #include "base/log.h"
-#include "base/mem.h"
 #include "tools/cmd.h"
 #include "tools/cmdline.h"
-#include "tools/up_child.h"
-#include "tools/up_watch.h"
 #include "tools/sample_model.h"
-
-enum {
-    NODES_MAX = 512,
-    TURN_MS = 100,
-    ILL_MS = 600,      // a node is called lost or stuck for so long: its process is killed
-    GRACE_MS = 2000,   // but not so soon after its start
-    SILENT_MS = 15000, // a coordinator that answers nothing for so long is killed
-    STOP_MS = 3000,    // from SIGTERM to SIGKILL
-};
-
-struct options {
-    const char *model, *backend, *transport, *engine, *log_dir;
-    int64_t replicas, stages, tensor, http, rpc, threads, ready_timeout_s, mock_step_us;
-    int64_t vocab; // of the model; the mock engine must not make other tokens
-};
-
-struct up {
-    const struct options *o;
-    struct child *children; // the coordinator, then the nodes
-    int n;
-    char url[64];
-    int http, rpc; // sockets that keep the ports ours
-    int signals;   // signalfd
-    struct up_watch *watch;
-    struct cmdline_progress bar;
-    int64_t started_ms;
-    bool nodes_started, was_ready, stop, failed, interrupted_twice;
-};
-
-// ---- where things are ---------------------------------------------------------------------------
+#include "tools/up_cluster.h"
 
 // "vocab_size" of the model; 0 when config.json does not tell.
 static int64_t vocab_of(const char *model)
@@ -70,395 +34,11 @@ static int cores(void)
     return sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 1;
 }
 
-// A bound socket that nobody listens on: holds the port for the process that will listen there
-// (with SO_REUSEADDR, as this one), also while that process is started again. -1 and errno.
-static int reserve_port(int64_t *port)
-{
-    struct sockaddr_in a = {.sin_family = AF_INET,
-                            .sin_port = htons((uint16_t)*port),
-                            .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
-    socklen_t n = sizeof a;
-    int one = 1, fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    if (fd < 0)
-        return -1;
-    setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
-    if (bind(fd, (struct sockaddr *)&a, n) || getsockname(fd, (struct sockaddr *)&a, &n)) {
-        int err = errno;
-        close(fd);
-        errno = err;
-        return -1;
-    }
-    *port = ntohs(a.sin_port);
-    return fd;
-}
-
-static int reserve(const char *option, int64_t *port)
-{
-    int fd = reserve_port(port);
-    if (fd < 0)
-        fprintf(stderr, "hadal up: %s %lld: %s%s\n", option, (long long)*port, strerror(errno),
-                errno == EADDRINUSE ? "; choose another, 0 takes any that is free" : "");
-    return fd;
-}
-
-// ---- the processes ------------------------------------------------------------------------------
-
-static void listen_option(struct child *c, const char *option, int64_t port)
-{
-    char text[32];
-    snprintf(text, sizeof text, "127.0.0.1:%lld", (long long)port);
-    child_option(c, option, text);
-}
-
-static void plan_coordinator(struct child *c, const struct options *o)
-{
-    child_init(c, "coordinator");
-    child_arg(c, "hadal");
-    child_arg(c, "coordinator");
-    child_option(c, "--model", o->model);
-    child_option_int(c, "--replicas", o->replicas);
-    child_option_int(c, "--stages", o->stages);
-    child_option_int(c, "--tensor", o->tensor);
-    child_option(c, "--transport", o->transport);
-    listen_option(c, "--http", o->http);
-    listen_option(c, "--rpc", o->rpc);
-}
-
-static void plan_node(struct child *c, const struct options *o, int i)
-{
-    char name[16];
-    snprintf(name, sizeof name, "%d", i);
-    child_init(c, name);
-    child_arg(c, "hadal");
-    child_arg(c, "node");
-    child_option(c, "--name", name);
-    listen_option(c, "--coordinator", o->rpc);
-    child_option(c, "--backend", o->backend);
-    child_option(c, "--engine", o->engine);
-    child_option_int(c, "--threads", o->threads);
-    if (strcmp(o->engine, "mock"))
-        return;
-    child_option_int(c, "--mock-vocab", o->vocab);
-    if (o->mock_step_us)
-        child_option_int(c, "--mock-step-us", o->mock_step_us);
-}
-
-static void start_nodes(struct up *u)
-{
-    for (int i = 1; i < u->n; i++)
-        if (child_start(&u->children[i]) != STATUS_OK)
-            u->failed = u->stop = true;
-}
-
-static void say_end(const struct child *c, const struct child_end *end)
-{
-    char how[64];
-    if (end->by_signal)
-        snprintf(how, sizeof how, "was ended by signal %d (%s)", end->code, strsignal(end->code));
-    else
-        snprintf(how, sizeof how, "ended with exit code %d", end->code);
-    log_warn("%s%s %s", strcmp(c->name, "coordinator") ? "node " : "", c->name, how);
-}
-
-// A process that gives up by itself before the cluster ever served has told why; the rest of the
-// cluster waits for it in vain.
-static void on_end(struct up *u, struct child *c, const struct child_end *end)
-{
-    cmdline_progress_stop(&u->bar);
-    say_end(c, end);
-    if (u->was_ready || end->by_signal)
-        return;
-    log_error("the cluster did not come up: see what %s%s said above%s%s",
-              c == u->children ? "the " : "node ", c->name, c->log_dir ? ", or in " : "",
-              c->log_dir ? c->log_dir : "");
-    u->failed = u->stop = true;
-}
-
-static void restart_due(struct up *u)
-{
-    int64_t now = cmdline_now_ms();
-    for (int i = 0; i < u->n; i++) {
-        struct child *c = &u->children[i];
-        if (c->pid || !c->restart_at_ms || now < c->restart_at_ms)
-            continue;
-        c->restarts++;
-        if (child_start(c) != STATUS_OK)
-            c->restart_at_ms = now + STOP_MS;
-        else if (i == 0)
-            up_watch_restarted(u->watch);
-    }
-}
-
-static void reap(struct up *u)
-{
-    struct child_end end;
-    for (int i = 0; i < u->n; i++)
-        if (child_reap(&u->children[i], &end) && !u->stop)
-            on_end(u, &u->children[i], &end);
-}
-
-// ---- what the coordinator tells -----------------------------------------------------------------
-
-static void on_ready(void *user, enum up_answer answer)
-{
-    struct up *u = user;
-    bool ready = answer == UP_READY;
-    if (answer != UP_SILENT && !u->nodes_started) { // now there is somebody to join
-        u->nodes_started = true;
-        start_nodes(u);
-    }
-    if (!ready || u->was_ready)
-        return;
-    u->was_ready = true;
-    cmdline_progress_stop(&u->bar);
-    printf("ready %s\n", u->url);
-    fflush(stdout);
-    if (isatty(STDERR_FILENO))
-        fprintf(stderr,
-                "up after %.1f s: %d node%s; also hadal://127.0.0.1:%lld; ctrl-C stops all\n",
-                (double)(cmdline_now_ms() - u->started_ms) / 1e3, u->n - 1, u->n == 2 ? "" : "s",
-                (long long)u->o->rpc);
-}
-
-static struct child *find_node(struct up *u, const json_t *node)
-{
-    const char *name = json_string_value(json_object_get(node, "name"));
-    json_int_t pid = json_integer_value(json_object_get(node, "pid"));
-    for (int i = 1; i < u->n && name; i++)
-        if (!strcmp(u->children[i].name, name))
-            return u->children[i].pid == pid ? &u->children[i] : NULL;
-    return NULL;
-}
-
-static bool is_ill(const json_t *node)
-{
-    const char *state = json_string_value(json_object_get(node, "state"));
-    return state && (!strcmp(state, "lost") || !strcmp(state, "suspect"));
-}
-
-// A process that is there but that the coordinator has given up: it hangs. Only a new one helps.
-static void on_nodes(void *user, json_t *nodes)
-{
-    struct up *u = user;
-    json_t *node;
-    size_t i;
-    int64_t now = cmdline_now_ms();
-    json_array_foreach(nodes, i, node)
-    {
-        struct child *c = find_node(u, node);
-        if (!c)
-            continue;
-        if (!is_ill(node) || now - c->started_ms < GRACE_MS) {
-            c->ill_since_ms = 0;
-        } else if (!c->ill_since_ms) {
-            c->ill_since_ms = now;
-        } else if (now - c->ill_since_ms >= ILL_MS) {
-            log_warn("node %s is %s but its process %d is there: killed, to start it again",
-                     c->name, json_string_value(json_object_get(node, "state")), (int)c->pid);
-            child_signal(c, SIGKILL);
-            c->ill_since_ms = now;
-        }
-    }
-}
-
-// True when a rank could not be formed for a reason that trying again does not mend: the status is
-// named in the text, and its group is the operator's input or this host.
-static bool is_hopeless(const char *fault)
-{
-    static const enum status statuses[] = {STATUS_BAD_CONFIG,  STATUS_BAD_MODEL,
-                                           STATUS_BAD_FILE,    STATUS_UNKNOWN_ARCH,
-                                           STATUS_UNSUPPORTED, STATUS_NO_DEVICE};
-    char named[48];
-    for (size_t i = 0; i < sizeof statuses / sizeof *statuses; i++) {
-        snprintf(named, sizeof named, ": %s: ", status_name(statuses[i]));
-        if (strstr(fault, named))
-            return true;
-    }
-    return false;
-}
-
-// A model that cannot be loaded is told once, before anything is served.
-static void on_replicas(void *user, json_t *replicas)
-{
-    struct up *u = user;
-    json_t *replica;
-    size_t i;
-    json_array_foreach(replicas, i, replica)
-    {
-        const char *fault = json_string_value(json_object_get(replica, "fault"));
-        if (u->was_ready || u->stop || !fault || !is_hopeless(fault))
-            continue;
-        cmdline_progress_stop(&u->bar);
-        fprintf(stderr, "hadal up: %s\n", fault);
-        u->failed = u->stop = true;
-    }
-}
-
-static void on_silent(void *user, int64_t ms)
-{
-    struct up *u = user;
-    if (!u->was_ready || ms < SILENT_MS)
-        return;
-    log_error("the coordinator answered nothing for %lld s: killed, to start it again",
-              (long long)ms / 1000);
-    child_signal(&u->children[0], SIGKILL);
-    up_watch_restarted(u->watch);
-}
-
-// ---- the loop -----------------------------------------------------------------------------------
-
-static void take_signals(struct up *u)
-{
-    struct signalfd_siginfo info;
-    while (read(u->signals, &info, sizeof info) == sizeof info)
-        if (info.ssi_signo != SIGCHLD) {
-            u->interrupted_twice = u->stop;
-            u->stop = true;
-        }
-}
-
-static void show_start(struct up *u)
-{
-    char note[64];
-    int64_t ms = cmdline_now_ms() - u->started_ms;
-    snprintf(note, sizeof note, "%.1f s", (double)ms / 1e3);
-    if (!u->was_ready)
-        cmdline_progress_show(&u->bar, (uint64_t)(u->n - 1), 0, note);
-    if (!u->was_ready && ms > u->o->ready_timeout_s * 1000) {
-        cmdline_progress_stop(&u->bar);
-        log_error("not ready after %lld s (--ready-timeout)", (long long)u->o->ready_timeout_s);
-        u->failed = u->stop = true;
-    }
-}
-
-static void serve(struct up *u)
-{
-    while (!u->stop) {
-        up_watch_turn(u->watch, u->signals, u->was_ready ? TURN_MS : TURN_MS / 5);
-        take_signals(u);
-        reap(u);
-        if (!u->stop) {
-            restart_due(u);
-            show_start(u);
-        }
-    }
-}
-
-static int running(const struct up *u)
-{
-    int n = 0;
-    for (int i = 0; i < u->n; i++)
-        n += u->children[i].pid > 0;
-    return n;
-}
-
-static void signal_all(const struct up *u, int sig)
-{
-    for (int i = 0; i < u->n; i++)
-        child_signal(&u->children[i], sig);
-}
-
-// Waits until all are gone; false when it took too long or somebody was impatient.
-static bool wait_gone(struct up *u, int64_t limit_ms)
-{
-    int64_t until = cmdline_now_ms() + limit_ms;
-    for (reap(u); running(u); reap(u)) {
-        if (cmdline_now_ms() >= until || u->interrupted_twice)
-            return false;
-        up_watch_turn(u->watch, u->signals, TURN_MS / 5);
-        take_signals(u);
-    }
-    return true;
-}
-
-// The coordinator first: it lets running answers end for a moment, and must not take the ends of
-// its nodes for faults.
-static void stop_all(struct up *u)
-{
-    struct child *coordinator = &u->children[0];
-    child_signal(coordinator, SIGTERM);
-    child_signal(coordinator, SIGCONT); // a stopped process does not hear SIGTERM
-    for (int64_t until = cmdline_now_ms() + STOP_MS;
-         coordinator->pid && cmdline_now_ms() < until && !u->interrupted_twice;) {
-        up_watch_turn(u->watch, u->signals, TURN_MS / 5);
-        take_signals(u);
-        reap(u);
-    }
-    signal_all(u, SIGTERM);
-    signal_all(u, SIGCONT);
-    if (!wait_gone(u, STOP_MS / 3))
-        signal_all(u, SIGKILL);
-    for (reap(u); running(u); reap(u))
-        usleep(2000);
-}
-
-static void block_signals(sigset_t *set)
-{
-    static const int taken[] = {SIGCHLD, SIGINT, SIGTERM, SIGHUP};
-    sigemptyset(set);
-    for (size_t i = 0; i < sizeof taken / sizeof *taken; i++)
-        sigaddset(set, taken[i]);
-    sigprocmask(SIG_BLOCK, set, NULL);
-    signal(SIGPIPE, SIG_IGN);
-}
-
-static int run(struct up *u)
-{
-    sigset_t set;
-    block_signals(&set);
-    u->signals = signalfd(-1, &set, SFD_NONBLOCK | SFD_CLOEXEC);
-    if (u->signals < 0) {
-        log_error("signalfd: %s", strerror(errno));
-        return CMD_FAILED;
-    }
-    u->started_ms = cmdline_now_ms();
-    cmdline_progress_start(&u->bar, "starting nodes");
-    u->watch = up_watch_open(
-        u->url, &(struct up_watch_handler){on_ready, on_nodes, on_replicas, on_silent, u});
-    if (child_start(&u->children[0]) == STATUS_OK)
-        serve(u);
-    else
-        u->failed = true;
-    u->stop = true;
-    cmdline_progress_stop(&u->bar);
-    stop_all(u);
-    up_watch_close(u->watch);
-    close(u->signals);
-    return u->failed ? CMD_FAILED : CMD_OK;
-}
-
-static int run_cluster(struct options *o)
-{
-    struct up u = {.o = o, .http = -1, .rpc = -1};
-    int rc = CMD_FAILED;
-    u.http = reserve("--http", &o->http);
-    u.rpc = u.http < 0 ? -1 : reserve("--rpc", &o->rpc);
-    if (u.rpc >= 0) {
-        u.n = 1 + (int)(o->replicas * o->stages * o->tensor);
-        u.children = mem_zalloc((size_t)u.n, sizeof *u.children);
-        snprintf(u.url, sizeof u.url, "http://127.0.0.1:%lld", (long long)o->http);
-        plan_coordinator(&u.children[0], o);
-        for (int i = 1; i < u.n; i++)
-            plan_node(&u.children[i], o, i);
-        for (int i = 0; i < u.n; i++)
-            u.children[i].log_dir = o->log_dir;
-        rc = run(&u);
-        for (int i = 0; i < u.n; i++)
-            child_finish(&u.children[i]);
-        free(u.children);
-    }
-    if (u.http >= 0)
-        close(u.http);
-    if (u.rpc >= 0)
-        close(u.rpc);
-    return rc;
-}
-
-static int parse(struct options *o, int argc, char **argv)
+static int parse(struct up_options *o, int argc, char **argv)
 {
     const struct cmdline_opt opts[] = {
         {"--model", CMDLINE_STRING, &o->model, "DIR", .help = "model folder (the sample model)"},
-        {"--replicas", CMDLINE_INT, &o->replicas, "R", .min = 1, .max = NODES_MAX,
+        {"--replicas", CMDLINE_INT, &o->replicas, "R", .min = 1, .max = UP_NODES_MAX,
          .help = "copies of the model (1)"},
         {"--stages", CMDLINE_INT, &o->stages, "S", .min = 1, .max = LIMIT_STAGES,
          .help = "pipeline stages of each (1)"},
@@ -492,13 +72,13 @@ static int parse(struct options *o, int argc, char **argv)
 }
 
 // Says what does not fit and returns false.
-static bool check(struct options *o)
+static bool check(struct up_options *o)
 {
     int64_t nodes = o->replicas * o->stages * o->tensor;
     struct stat st;
-    if (nodes > NODES_MAX)
+    if (nodes > UP_NODES_MAX)
         fprintf(stderr, "hadal up: %lld nodes; at most %d on one host\n", (long long)nodes,
-                NODES_MAX);
+                UP_NODES_MAX);
     else if (!o->model)
         fputs("hadal up: the sample model was not found; name a model folder with --model\n",
               stderr);
@@ -519,15 +99,15 @@ static bool check(struct options *o)
 
 int cmd_up(int argc, char **argv)
 {
-    struct options o = {.model = sample_model(),
-                        .backend = "cpu",
-                        .transport = "auto",
-                        .engine = "model",
-                        .replicas = 1,
-                        .stages = 1,
-                        .tensor = 1,
-                        .http = 8000,
-                        .ready_timeout_s = 600};
+    struct up_options o = {.model = sample_model(),
+                           .backend = "cpu",
+                           .transport = "auto",
+                           .engine = "model",
+                           .replicas = 1,
+                           .stages = 1,
+                           .tensor = 1,
+                           .http = 8000,
+                           .ready_timeout_s = 600};
     int rc = parse(&o, argc, argv);
     if (rc == CMDLINE_GO) {
         int64_t nodes = o.replicas * o.stages * o.tensor;
@@ -536,7 +116,7 @@ int cmd_up(int argc, char **argv)
         log_set_who("up");
         if (!o.log_dir)
             setenv("HADAL_LOG", "warn", 0); // five processes on one terminal
-        rc = check(&o) ? run_cluster(&o) : CMD_FAILED;
+        rc = check(&o) ? up_cluster_run(&o) : CMD_FAILED;
     }
     return rc;
 }

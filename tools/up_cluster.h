@@ -1,0 +1,21 @@
+// A cluster of processes on this host, from start to stop; the work of `hadal up`.
+#pragma once
+
+#include <stdint.h>
+
+enum { UP_NODES_MAX = 512 };
+
+struct up_options {
+    const char *model, *backend, *transport, *engine;
+    const char *log_dir; // NULL = the processes write to our stderr
+    int64_t replicas, stages, tensor;
+    int64_t http, rpc; // ports; 0 = any free one
+    int64_t threads;   // of each node
+    int64_t ready_timeout_s;
+    int64_t mock_step_us; // 0 = the mock's own
+    int64_t vocab;        // of the model; the mock engine must not make other tokens
+};
+
+// Serves until SIGINT, SIGTERM or SIGHUP, then stops all; prints `ready URL` on stdout once it
+// serves. Returns the exit code; causes of failure were printed. Fills in the ports.
+int up_cluster_run(struct up_options *o);
