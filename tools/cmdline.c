@@ -12,6 +12,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "base/mem.h"
+
 enum { EXIT_HELP = 0, EXIT_USAGE = 2, HELP_COLUMN = 26 };
 
 static const char *command_name(const struct cmdline *c, char *buf, size_t n)
@@ -182,6 +184,14 @@ int cmdline_parse(const struct cmdline *c, int argc, char **argv, const char **a
     if (args_n)
         *args_n = n;
     return CMDLINE_GO;
+}
+
+void cmdline_override(char **to, const char *from)
+{
+    if (!from)
+        return;
+    free(*to);
+    *to = mem_strdup(from);
 }
 
 bool cmdline_duration_ms(const char *text, int64_t *ms_out)

@@ -59,6 +59,9 @@ int cmdline_parse(const struct cmdline *c, int argc, char **argv, const char **a
     __attribute__((warn_unused_result));
 void cmdline_help(const struct cmdline *c, FILE *to);
 
+// An option over what a file said: *to (owned) becomes a copy of `from` unless that is NULL.
+void cmdline_override(char **to, const char *from);
+
 // "1500ms", "2s", "1.5s", "1m" or a bare number of seconds -> milliseconds; false when it is
 // neither, negative, or beyond a day.
 bool cmdline_duration_ms(const char *text, int64_t *ms_out);

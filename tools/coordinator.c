@@ -60,21 +60,13 @@ static int parse(struct options *o, int argc, char **argv)
     return cmdline_parse(&c, argc, argv, NULL, NULL);
 }
 
-static void override_text(char **to, const char *from)
-{
-    if (!from)
-        return;
-    free(*to);
-    *to = mem_strdup(from);
-}
-
 // A bare port means this host only.
 static void override_address(char **to, const char *from)
 {
     struct strbuf full = {0};
     if (from && !strchr(from, ':'))
         strbuf_printf(&full, "127.0.0.1:%s", from);
-    override_text(to, full.v ? full.v : from);
+    cmdline_override(to, full.v ? full.v : from);
     strbuf_finish(&full);
 }
 
@@ -89,8 +81,8 @@ static void override_all(struct coordinator_config *c, const struct options *o)
     static const char *const transports[] = {"auto", "shm", "tcp", "verbs"};
     override_address(&c->http, o->http);
     override_address(&c->rpc, o->rpc);
-    override_text(&c->model, o->model);
-    override_text(&c->model_name, o->model_name);
+    cmdline_override(&c->model, o->model);
+    cmdline_override(&c->model_name, o->model_name);
     override_number(&c->core.replicas, o->replicas);
     override_number(&c->core.stages, o->stages);
     override_number(&c->core.tensor, o->tensor);

@@ -73,14 +73,6 @@ static int parse(struct options *o, int argc, char **argv)
     return cmdline_parse(&c, argc, argv, NULL, NULL);
 }
 
-static void override_text(char **to, const char *from)
-{
-    if (!from)
-        return;
-    free(*to);
-    *to = mem_strdup(from);
-}
-
 static void override_number(int64_t *to, int64_t from)
 {
     if (from >= 0)
@@ -89,12 +81,12 @@ static void override_number(int64_t *to, int64_t from)
 
 static void apply(const struct options *o, struct node_file *f)
 {
-    override_text(&f->name, o->name);
-    override_text(&f->coordinator, o->coordinator);
-    override_text(&f->host, o->host);
-    override_text(&f->backend, o->backend);
-    override_text(&f->engine, o->engine);
-    override_text(&f->bind, o->bind);
+    cmdline_override(&f->name, o->name);
+    cmdline_override(&f->coordinator, o->coordinator);
+    cmdline_override(&f->host, o->host);
+    cmdline_override(&f->backend, o->backend);
+    cmdline_override(&f->engine, o->engine);
+    cmdline_override(&f->bind, o->bind);
     override_number(&f->threads, o->threads);
     override_number(&f->max_seqs, o->max_seqs);
     override_number(&f->max_rows, o->max_rows);
