@@ -59,7 +59,7 @@ static const cyaml_schema_value_t schema = {
 void coordinator_config_default(struct coordinator_config *c)
 {
     *c = (struct coordinator_config){
-        .http = mem_strdup("127.0.0.1:8080"),
+        .http = mem_strdup("127.0.0.1:8000"),
         .rpc = mem_strdup("127.0.0.1:7070"),
         .model = mem_strdup("models/sample"),
         .http_connections = 8192,

@@ -24,7 +24,7 @@ static const char about[] =
 static const char after[] = "examples:\n"
                             "  hadal coordinator --config configs/coordinator.yaml\n"
                             "  hadal coordinator --model models/sample --replicas 2 --stages 2 "
-                            "--http 127.0.0.1:8080";
+                            "--http 127.0.0.1:8000";
 
 static int parse(struct options *o, int argc, char **argv)
 {
@@ -32,7 +32,7 @@ static int parse(struct options *o, int argc, char **argv)
         {"--config", CMDLINE_STRING, &o->config, "FILE",
          .help = "configuration; see configs/coordinator.yaml"},
         {"--http", CMDLINE_STRING, &o->http, "HOST:PORT",
-         .help = "where HTTP clients connect; port 0: any; default 127.0.0.1:8080"},
+         .help = "where HTTP clients connect; port 0: any; default 127.0.0.1:8000"},
         {"--rpc", CMDLINE_STRING, &o->rpc, "HOST:PORT",
          .help = "where nodes and RPC clients connect; default 127.0.0.1:7070"},
         {"--model", CMDLINE_STRING, &o->model, "DIR",
