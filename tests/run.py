@@ -66,6 +66,16 @@ def tail(path, lines=40):
     return "\n".join(text.splitlines()[-lines:])
 
 
+def errors(path, lines=60):
+    """What a compiler or linker complained about, each with the lines after it."""
+    text, found, left = Path(path).read_text(errors="replace").splitlines(), [], 0
+    for line in text:
+        left = 4 if re.search(r"\berror\b|undefined reference|cannot find", line) else left - 1
+        if left > 0 and len(found) < lines:
+            found.append(line[:400])
+    return "\n".join(found)
+
+
 def introspect_tests(folder):
     return json.loads(subprocess.run(["meson", "introspect", "--tests", str(folder)], cwd=ROOT, check=True,
                                      capture_output=True, text=True).stdout)
@@ -94,7 +104,7 @@ def build(folder, options, tally, suites=None):
         status = run(command, 300, log)
         if status != 0:
             why = "ran out of time" if status is None else f"exit {status}"
-            print(tail(log), flush=True)
+            print(errors(log) or tail(log), flush=True)
             tally.fail(f"build of {folder.name}", f"{' '.join(command[:2])}: {why}")
             return False
     log.unlink()
@@ -162,7 +172,8 @@ def meson_tests(folder, suites, suffix, tally, limit_s, multiplier=1):
 def part_sanitize(args, tally):
     folder = Path(args.build + "-asan").resolve()
     say("building with ASan and UBSan")
-    options = ["-Dbuildtype=debugoptimized", "-Db_sanitize=address,undefined", "-Db_lundef=false", "-Dwerror=true"]
+    # Instrumented code makes gcc warn about what is not there: only the release build must be silent.
+    options = ["-Dbuildtype=debugoptimized", "-Db_sanitize=address,undefined", "-Db_lundef=false", "-Dwerror=false"]
     if build(folder, options, tally, ["unit", "sim"]):
         suites = [s for s in suites_of(folder) if s in ("unit", "sim")]
         meson_tests(folder, suites, " (ASan+UBSan)", tally, 240, 4)
