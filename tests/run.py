@@ -173,7 +173,7 @@ def part_sanitize(args, tally):
     folder = Path(args.build + "-asan").resolve()
     say("building with ASan and UBSan")
     # Instrumented code makes gcc warn about what is not there: only the release build must be silent.
-    options = ["-Dbuildtype=debugoptimized", "-Db_sanitize=address,undefined", "-Db_lundef=false", "-Dwerror=false"]
+    options = ["-Ddebug=true", "-Doptimization=1", "-Db_sanitize=address,undefined", "-Db_lundef=false", "-Dwerror=false"]
     if build(folder, options, tally, ["unit", "sim"]):
         suites = [s for s in suites_of(folder) if s in ("unit", "sim")]
         meson_tests(folder, suites, " (ASan+UBSan)", tally, 240, 4)
