@@ -5,6 +5,7 @@
 #include <stdlib.h>
 
 #include "base/mem.h"
+#include "kernels/cuda_load.h"
 #include "kernels/kern_impl.h"
 
 enum status kern_open(enum kern_backend backend, const struct kern_config *config,
@@ -15,7 +16,7 @@ enum status kern_open(enum kern_backend backend, const struct kern_config *confi
     case KERN_CPU:
         return kern_cpu_open(backend, config, kern_out, err);
     case KERN_CUDA:
-        return errmsg_set(err, STATUS_NO_DEVICE, "backend cuda: this build has no CUDA module");
+        return kern_cuda_open(config, kern_out, err);
     }
     return errmsg_set(err, STATUS_NO_DEVICE, "backend %d is unknown", (int)backend);
 }

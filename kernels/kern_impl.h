@@ -75,7 +75,7 @@ static inline float *kern_row(const struct kern_view *v, size_t i)
 }
 static inline const int32_t *kern_i32(const struct kern_buf *b)
 {
-    return b->p;
+    return (const int32_t *)b->p;
 }
 
 enum status kern_cpu_open(enum kern_backend backend, const struct kern_config *config,

@@ -1,23 +1,26 @@
 // hadal bench kernels: times each op alone at the shapes of the sample model and of
 // DeepSeek-V2-Lite. A case states the bytes and flops that must move; it is held against whichever
 // limit of this machine (memory bandwidth, multiply-add peak) allows less. Weights are cycled
-// through copies that no cache holds, as in a real pass over a model's layers.
+// through copies that no cache holds, as in a real pass over a model's layers. On a GPU many runs
+// are enqueued at once, so that a case's time holds no wait of the host.
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/mem.h"
+#include "kernels/cuda_load.h"
 #include "kernels/kern.h"
 #include "tools/bench.h"
 #include "tools/cmd.h"
 #include "tools/cmdline.h"
 
-enum { COLD_BYTES = 128 << 20, BLOCK_TOKENS = 32 };
+enum { COLD_BYTES = 128 << 20, BLOCK_TOKENS = 32, CUDA_RUNS = 50 };
 
 struct bench {
     struct kern *k;
     struct bench_limits limits;
-    const char *only; // substring of the case's name, or NULL
+    const char *memory_limit, *compute_limit; // what the limits are
+    const char *only;                         // substring of the case's name, or NULL
     double seconds;
     bool json;
 };
@@ -25,10 +28,12 @@ struct bench {
 struct shape {
     const char *name;
     size_t hidden, q_rows, heads, kv_lora, rope, nope, dv, inter, experts, topk, moe_inter, vocab;
+    size_t kv_heads; // grouped-query attention with heads of dv elements, no experts
 };
 static const struct shape shapes[] = {
-    {"sample", 256, 704, 4, 512, 64, 128, 128, 768, 16, 4, 128, 4096},
-    {"v2-lite", 2048, 3072, 16, 512, 64, 128, 128, 10944, 64, 6, 1408, 102400},
+    {"sample", 256, 704, 4, 512, 64, 128, 128, 768, 16, 4, 128, 4096, 0},
+    {"v2-lite", 2048, 3072, 16, 512, 64, 128, 128, 10944, 64, 6, 1408, 102400, 0},
+    {"llama-8b", 4096, 6144, 32, 0, 0, 0, 128, 14336, 0, 0, 0, 128256, 8},
 };
 
 // ---- operands
@@ -46,15 +51,21 @@ static struct kern_buf *random_buf(struct kern *k, size_t n)
     return b;
 }
 
+static struct kern_buf *i32_buf(struct kern *k, const int32_t *v, size_t n)
+{
+    struct kern_buf *b;
+    if (kern_buf_create(k, KERN_I32, n, &b) != STATUS_OK)
+        abort();
+    kern_upload(b, 0, v, n);
+    return b;
+}
+
 static struct kern_buf *index_buf(struct kern *k, size_t n, size_t modulus)
 {
     int32_t *v = mem_zalloc(n, sizeof *v);
     for (size_t i = 0; i < n; i++)
         v[i] = (int32_t)(i % modulus);
-    struct kern_buf *b;
-    if (kern_buf_create(k, KERN_I32, n, &b) != STATUS_OK)
-        abort();
-    kern_upload(b, 0, v, n);
+    struct kern_buf *b = i32_buf(k, v, n);
     free(v);
     return b;
 }
@@ -86,15 +97,37 @@ static void report(const struct bench *b, const char *name, double seconds, doub
                                        "bandwidth",
                                        "GB/s",
                                        bytes / seconds / 1e9,
-                                       "memory read bandwidth",
+                                       b->memory_limit,
                                        b->limits.read_gb_s}
                : (struct bench_figure){name,
                                        "compute",
                                        "GFLOP/s",
                                        flops / seconds / 1e9,
-                                       "multiply-add peak",
+                                       b->compute_limit,
                                        b->limits.gflop_s};
     bench_print(b->json, &f);
+}
+
+struct many_runs {
+    struct kern *k;
+    void (*run)(void *ctx);
+    void *ctx;
+    int n;
+};
+static void run_many(void *ctx)
+{
+    const struct many_runs *m = ctx;
+    for (int i = 0; i < m->n; i++)
+        m->run(m->ctx);
+    if (kern_sync(m->k) != STATUS_OK)
+        abort();
+}
+
+// Seconds of one run, at best.
+static double time_case(const struct bench *b, void (*run)(void *ctx), void *ctx)
+{
+    struct many_runs m = {b->k, run, ctx, kern_backend(b->k) == KERN_CUDA ? CUDA_RUNS : 1};
+    return bench_best_s(b->seconds, run_many, &m) / m.n;
 }
 
 static bool wanted(const struct bench *b, const char *name)
@@ -151,8 +184,7 @@ static void bench_linear(const struct bench *b, const char *shape, const char *w
     struct kern_buf *x = random_buf(b->k, n * cols), *y = random_buf(b->k, n * rows);
     r->args = (struct kern_linear_args){.n = n, .x = {x, 0, cols}, .out = {y, 0, rows}};
     double bytes = 2.0 * (double)(rows * cols) + 4.0 * (double)(n * (rows + cols));
-    report(b, name, bench_best_s(b->seconds, linear_once, r), bytes,
-           2.0 * (double)(n * rows * cols));
+    report(b, name, time_case(b, linear_once, r), bytes, 2.0 * (double)(n * rows * cols));
     copies_free(&r->weights);
     kern_buf_destroy(x);
     kern_buf_destroy(y);
@@ -200,7 +232,7 @@ static void bench_moe(const struct bench *b, const struct shape *s, size_t n)
                                                .weights = w,
                                                .out = {y, 0, s->hidden}};
     double expert = 3.0 * (double)(s->moe_inter * s->hidden);
-    report(b, name, bench_best_s(b->seconds, moe_once, r), 2 * expert * (double)used,
+    report(b, name, time_case(b, moe_once, r), 2 * expert * (double)used,
            2 * expert * (double)pairs);
     copies_free(&r->gate);
     copies_free(&r->up);
@@ -216,59 +248,88 @@ static void bench_moe(const struct bench *b, const struct shape *s, size_t n)
 struct attn_run {
     struct kern *k;
     struct kern_batch batch;
-    struct kern_attn_mla_args args;
+    struct kern_attn_mla_args mla;
+    struct kern_attn_gqa_args gqa; // heads 0: MLA is what is run
 };
 static void attn_once(void *ctx)
 {
     struct attn_run *r = ctx;
-    kern_attn_mla(r->k, &r->args);
+    if (r->gqa.heads)
+        kern_attn_gqa(r->k, &r->gqa);
+    else
+        kern_attn_mla(r->k, &r->mla);
 }
 
 // `seqs` sequences of `context` tokens; `rows` new ones at the end of each.
-static void bench_attn(const struct bench *b, const struct shape *s, size_t seqs, size_t context,
-                       size_t rows)
+static void make_batch(struct attn_run *r, size_t seqs, size_t context, size_t rows)
 {
-    char name[96];
-    snprintf(name, sizeof name, "%s attn mla heads=%zu seqs=%zu context=%zu rows=%zu", s->name,
-             s->heads, seqs, context, rows);
-    if (!wanted(b, name))
-        return;
-    size_t n = seqs * rows, width = s->kv_lora + s->rope, q_width = s->heads * s->kv_lora;
-    size_t stride = (context + BLOCK_TOKENS - 1) / BLOCK_TOKENS;
-    struct attn_run r = {.k = b->k};
-    r.batch = (struct kern_batch){.n = n,
-                                  .keys_max = context,
-                                  .seq = index_buf(b->k, n, 1),
-                                  .pos = index_buf(b->k, n, n),
-                                  .tables = index_buf(b->k, seqs * stride, seqs * stride),
-                                  .seqs = seqs,
-                                  .table_stride = stride};
-    int32_t *seq = kern_buf_ptr(r.batch.seq), *pos = kern_buf_ptr(r.batch.pos);
+    size_t n = seqs * rows, stride = (context + BLOCK_TOKENS - 1) / BLOCK_TOKENS;
+    int32_t *seq = mem_zalloc(n, sizeof *seq), *pos = mem_zalloc(n, sizeof *pos);
     for (size_t i = 0; i < n; i++) {
         seq[i] = (int32_t)(i / rows);
         pos[i] = (int32_t)(context - rows + i % rows);
     }
-    struct kern_buf *pool = random_buf(b->k, seqs * stride * BLOCK_TOKENS * width);
+    r->batch = (struct kern_batch){.n = n,
+                                   .keys_max = context,
+                                   .seq = i32_buf(r->k, seq, n),
+                                   .pos = i32_buf(r->k, pos, n),
+                                   .tables = index_buf(r->k, seqs * stride, seqs * stride),
+                                   .seqs = seqs,
+                                   .table_stride = stride};
+    free(seq);
+    free(pos);
+}
+
+static void free_batch(struct attn_run *r)
+{
+    kern_buf_destroy(r->batch.seq);
+    kern_buf_destroy(r->batch.pos);
+    kern_buf_destroy(r->batch.tables);
+}
+
+static void bench_attn(const struct bench *b, const struct shape *s, size_t seqs, size_t context,
+                       size_t rows)
+{
+    char name[96];
+    bool gqa = s->kv_heads > 0;
+    snprintf(name, sizeof name, "%s attn %s heads=%zu seqs=%zu context=%zu rows=%zu", s->name,
+             gqa ? "gqa" : "mla", s->heads, seqs, context, rows);
+    if (!wanted(b, name))
+        return;
+    size_t n = seqs * rows, width = gqa ? 2 * s->kv_heads * s->dv : s->kv_lora + s->rope;
+    size_t head = gqa ? s->dv : s->kv_lora, q_width = s->heads * head;
+    struct attn_run r = {.k = b->k};
+    make_batch(&r, seqs, context, rows);
+    size_t blocks = seqs * r.batch.table_stride;
+    struct kern_buf *pool = random_buf(b->k, blocks * BLOCK_TOKENS * width);
     struct kern_buf *q = random_buf(b->k, n * q_width), *y = random_buf(b->k, n * q_width);
-    r.args = (struct kern_attn_mla_args){
-        .batch = &r.batch,
-        .kv = {.buf = pool, .blocks = seqs * stride, .block_tokens = BLOCK_TOKENS, .width = width},
-        .heads = s->heads,
-        .kv_lora = s->kv_lora,
-        .rope_dim = s->rope,
-        .q_latent = {q, 0, q_width},
-        .q_latent_head_stride = s->kv_lora,
-        .q_rope = {q, 0, q_width},
-        .q_rope_head_stride = s->kv_lora,
-        .out = {y, 0, q_width},
-        .scale = 0.05f,
-    };
+    struct kern_kv kv = {
+        .buf = pool, .blocks = blocks, .block_tokens = BLOCK_TOKENS, .width = width};
+    if (gqa)
+        r.gqa = (struct kern_attn_gqa_args){.batch = &r.batch,
+                                            .kv = kv,
+                                            .heads = s->heads,
+                                            .kv_heads = s->kv_heads,
+                                            .head_dim = s->dv,
+                                            .q = {q, 0, q_width},
+                                            .out = {y, 0, q_width},
+                                            .scale = 0.05f};
+    else
+        r.mla = (struct kern_attn_mla_args){.batch = &r.batch,
+                                            .kv = kv,
+                                            .heads = s->heads,
+                                            .kv_lora = s->kv_lora,
+                                            .rope_dim = s->rope,
+                                            .q_latent = {q, 0, q_width},
+                                            .q_latent_head_stride = s->kv_lora,
+                                            .q_rope = {q, 0, q_width},
+                                            .q_rope_head_stride = s->kv_lora,
+                                            .out = {y, 0, q_width},
+                                            .scale = 0.05f};
     double keys = (double)context - ((double)rows - 1) / 2; // seen by a row, on average
-    report(b, name, bench_best_s(b->seconds, attn_once, &r), 4.0 * (double)(seqs * context * width),
-           2.0 * (double)(n * s->heads) * keys * (double)(width + s->kv_lora));
-    kern_buf_destroy(r.batch.seq);
-    kern_buf_destroy(r.batch.pos);
-    kern_buf_destroy(r.batch.tables);
+    report(b, name, time_case(b, attn_once, &r), 4.0 * (double)(seqs * context * width),
+           2.0 * (double)(n * s->heads) * keys * (double)(2 * head + s->rope));
+    free_batch(&r);
     kern_buf_destroy(pool);
     kern_buf_destroy(q);
     kern_buf_destroy(y);
@@ -278,16 +339,20 @@ static void bench_attn(const struct bench *b, const struct shape *s, size_t seqs
 
 static void bench_shape(const struct bench *b, const struct shape *s)
 {
-    static const size_t batches[] = {1, 8, 256};
+    static const size_t batches[] = {1, 8, 64, 256, 1024};
+    bool cuda = kern_backend(b->k) == KERN_CUDA;
     for (size_t i = 0; i < sizeof batches / sizeof *batches; i++) {
         size_t n = batches[i];
+        if (!cuda && (n == 64 || n > 256)) // long on a CPU, and nothing new there
+            continue;
         bench_linear(b, s->name, "q_a", s->q_rows, s->hidden, n);
         bench_linear(b, s->name, "o_proj", s->hidden, s->heads * s->dv, n);
         bench_linear(b, s->name, "gate_up", 2 * s->inter, s->hidden, n);
         bench_linear(b, s->name, "down", s->hidden, s->inter, n);
-        if (n <= 8)
+        if (n <= 64)
             bench_linear(b, s->name, "lm_head", s->vocab, s->hidden, n);
-        bench_moe(b, s, n);
+        if (s->experts)
+            bench_moe(b, s, n);
     }
     bench_attn(b, s, 1, 1000, 1);
     bench_attn(b, s, 1, 32768, 1);
@@ -311,19 +376,46 @@ static enum kern_isa isa_of(const char *word)
                                      : KERN_ISA_BEST;
 }
 
+static enum status measure_limits(struct bench *b, struct errmsg *err)
+{
+    if (kern_backend(b->k) != KERN_CUDA) {
+        b->memory_limit = "memory read bandwidth";
+        b->compute_limit = "multiply-add peak";
+        b->limits = bench_measure_limits(kern_threads(b->k));
+        return STATUS_OK;
+    }
+    struct kern_cuda_limits l;
+    enum status st = kern_cuda_measure(b->k, &l, err);
+    if (st == STATUS_OK && l.tflop_s <= 0)
+        st = errmsg_set(err, STATUS_NO_DEVICE,
+                        "libcublasLt.so.13, which gives the limit of "
+                        "products, cannot be loaded");
+    if (st != STATUS_OK)
+        return st;
+    b->memory_limit = "device copy bandwidth";
+    b->compute_limit = "cuBLASLt bf16 product";
+    b->limits = (struct bench_limits){l.copy_gb_s, l.tflop_s * 1000};
+    return STATUS_OK;
+}
+
 static int run(const struct kernels_args *a)
 {
     struct kern_config config = {.threads = (int)a->threads, .isa = isa_of(a->isa)};
     struct bench b = {.only = a->only, .seconds = a->seconds, .json = a->json};
     struct errmsg err;
-    enum kern_backend backend = !strcmp(a->backend, "ref") ? KERN_CPU_REF : KERN_CPU;
-    if (kern_open(backend, &config, &b.k, &err) != STATUS_OK) {
+    enum kern_backend backend = !strcmp(a->backend, "ref")    ? KERN_CPU_REF
+                                : !strcmp(a->backend, "cuda") ? KERN_CUDA
+                                                              : KERN_CPU;
+    enum status st = kern_open(backend, &config, &b.k, &err);
+    if (st == STATUS_OK)
+        st = measure_limits(&b, &err);
+    if (st != STATUS_OK) {
         fprintf(stderr, "hadal bench kernels: %s\n", err.text);
+        kern_close(b.k);
         return CMD_FAILED;
     }
-    b.limits = bench_measure_limits(kern_threads(b.k));
-    fprintf(stderr, "%s: reads %.1f GB/s, %.1f GFLOP/s\n", kern_describe(b.k), b.limits.read_gb_s,
-            b.limits.gflop_s);
+    fprintf(stderr, "%s: %s %.1f GB/s, %s %.1f GFLOP/s\n", kern_describe(b.k), b.memory_limit,
+            b.limits.read_gb_s, b.compute_limit, b.limits.gflop_s);
     for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++)
         if (!strcmp(a->shape, "all") || !strcmp(a->shape, shapes[i].name))
             bench_shape(&b, &shapes[i]);
@@ -336,11 +428,11 @@ int bench_kernels(int argc, char **argv)
     struct kernels_args a = {
         .backend = "cpu", .isa = "best", .shape = "sample", .threads = 0, .seconds = 0.2};
     const struct cmdline_opt opts[] = {
-        {"--backend", CMDLINE_CHOICE, &a.backend, "B", .choices = "cpu|ref",
-         .help = "fast or reference body (cpu)"},
+        {"--backend", CMDLINE_CHOICE, &a.backend, "B", .choices = "cpu|ref|cuda",
+         .help = "fast CPU, reference or CUDA body (cpu)"},
         {"--isa", CMDLINE_CHOICE, &a.isa, "SET", .choices = "best|portable|avx2|avx512",
          .help = "vector instructions of the fast body (best)"},
-        {"--shape", CMDLINE_CHOICE, &a.shape, "NAME", .choices = "sample|v2-lite|all",
+        {"--shape", CMDLINE_CHOICE, &a.shape, "NAME", .choices = "sample|v2-lite|llama-8b|all",
          .help = "whose sizes (sample); v2-lite takes 2 GB of memory"},
         {"--threads", CMDLINE_INT, &a.threads, "N", .max = 1024, .help = "threads (0 = all cores)"},
         {"--only", CMDLINE_STRING, &a.only, "TEXT", .help = "cases whose name contains TEXT"},
@@ -352,7 +444,7 @@ int bench_kernels(int argc, char **argv)
         .usage = "hadal bench kernels [OPTION...]",
         .about =
             "Times each op and holds it against the memory bandwidth or the multiply-add peak\n"
-            "of this machine, measured in the same run.",
+            "of this machine or device, measured in the same run.",
         .opts = opts,
         .after = "Examples:\n"
                  "  hadal bench kernels                        the sample model's sizes\n"

@@ -73,7 +73,8 @@ def pkg_flags():
 
 @pytest.mark.parametrize("folder", FOLDERS + ["tools"])
 def test_every_header_compiles_alone(folder):
-    headers = [p for p in sources(folder) if p.suffix == ".h" and "pb-c" not in p.read_text()]
+    # kernels/cuda needs the toolkit's headers, which need not be there; the module's build sees them.
+    headers = [p for p in sources(folder) if p.suffix == ".h" and "pb-c" not in p.read_text() and p.parent.name != "cuda"]
     flags = ["-std=gnu17", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Werror", "-Wno-psabi", "-Wno-unused-parameter", f"-I{ROOT}", *pkg_flags()]
     broken = []
     for path in headers:

@@ -1,0 +1,348 @@
+// The device side of the CUDA body: opening, memory, uploads and weights. Uploads are copied into
+// pinned memory first, which has two halves: while one is being read by the device the other is
+// filled, so the caller's memory is free again on return and the copy runs behind it.
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/log.h"
+#include "base/mem.h"
+#include "kernels/cuda/cuda.h"
+#include "kernels/cuda_load.h"
+
+enum { ARENA_ALIGN = 256 };
+
+// ---- failures
+
+bool cuda_check(struct cuda *c, cudaError_t e, const char *what)
+{
+    if (e == cudaSuccess)
+        return true;
+    if (c->failed == cudaSuccess) {
+        c->failed = e;
+        c->failed_at = what;
+        log_error("cuda device %d: %s: %s", c->device, what, cudaGetErrorString(e));
+    }
+    return false;
+}
+
+void cuda_launched(struct cuda *c, const char *kernel)
+{
+    cuda_check(c, cudaGetLastError(), kernel);
+}
+
+// The failure is reported once; what it spoiled is the caller's to give up.
+static enum status take_failure(struct cuda *c)
+{
+    cudaError_t e = c->failed;
+    c->failed = cudaSuccess;
+    return e == cudaSuccess                 ? STATUS_OK
+           : e == cudaErrorMemoryAllocation ? STATUS_NO_MEMORY
+                                            : STATUS_INTERNAL;
+}
+
+static enum status cuda_sync(struct kern *k)
+{
+    struct cuda *c = cuda_of(k);
+    cuda_check(c, cudaStreamSynchronize(c->stream), "waiting for the stream");
+    return take_failure(c);
+}
+
+// ---- memory
+
+// A context belongs to a thread: the owner may have opened another device since.
+static struct cuda *enter(struct kern *k)
+{
+    struct cuda *c = cuda_of(k);
+    cuda_check(c, cudaSetDevice(c->device), "cudaSetDevice");
+    return c;
+}
+
+static enum status device_alloc(struct cuda *c, size_t bytes, void **out)
+{
+    cudaError_t e = cudaMalloc(out, bytes ? bytes : 1);
+    if (e == cudaErrorMemoryAllocation) {
+        cudaGetLastError(); // not sticky: forget it
+        return STATUS_NO_MEMORY;
+    }
+    if (!cuda_check(c, e, "cudaMalloc") ||
+        !cuda_check(c, cudaMemsetAsync(*out, 0, bytes ? bytes : 1, c->stream), "cudaMemset"))
+        return take_failure(c);
+    return STATUS_OK;
+}
+
+static void device_free(struct cuda *c, void *p)
+{
+    cuda_check(c, cudaFree(p), "cudaFree"); // waits for work that uses it
+}
+
+static enum status cuda_buf_alloc(struct kern_buf *b)
+{
+    return device_alloc(enter(b->k), b->n * kern_dtype_bytes(b->dtype), &b->p);
+}
+
+static void cuda_buf_free(struct kern_buf *b)
+{
+    device_free(enter(b->k), b->p);
+}
+
+void *cuda_scratch(struct cuda *c, enum cuda_arena arena, size_t bytes)
+{
+    if (bytes <= c->arenas[arena].bytes)
+        return c->arenas[arena].p;
+    size_t grown = (bytes + bytes / 4 + ARENA_ALIGN - 1) / ARENA_ALIGN * ARENA_ALIGN;
+    cudaFree(c->arenas[arena].p);
+    cudaError_t e = cudaMalloc(&c->arenas[arena].p, grown);
+    if (e != cudaSuccess) {
+        fprintf(stderr, "kern: cuda device %d: %zu bytes of scratch: %s\n", c->device, grown,
+                cudaGetErrorString(e));
+        abort();
+    }
+    c->arenas[arena].bytes = grown;
+    return c->arenas[arena].p;
+}
+
+// ---- host to device
+
+// Room for `bytes` (at most CUDA_PINNED_BYTES) that the device no longer reads.
+static char *pinned_room(struct cuda *c, size_t bytes)
+{
+    size_t rounded = (bytes + 15) / 16 * 16;
+    if (rounded > CUDA_PINNED_BYTES - c->pinned[c->pinned_i].used) {
+        cuda_check(c, cudaEventRecord(c->pinned[c->pinned_i].copied, c->stream), "cudaEventRecord");
+        c->pinned_i = !c->pinned_i;
+        c->pinned[c->pinned_i].used = 0;
+        cuda_check(c, cudaEventSynchronize(c->pinned[c->pinned_i].copied), "cudaEventSynchronize");
+    }
+    char *p = c->pinned[c->pinned_i].p + c->pinned[c->pinned_i].used;
+    c->pinned[c->pinned_i].used += rounded;
+    return p;
+}
+
+static void copy_to_device(struct cuda *c, void *to, const char *from, size_t bytes)
+{
+    for (size_t at = 0, n; at < bytes; at += n) {
+        n = bytes - at < CUDA_PINNED_BYTES ? bytes - at : CUDA_PINNED_BYTES;
+        char *room = pinned_room(c, n);
+        memcpy(room, from + at, n);
+        cuda_check(c, cudaMemcpyAsync((char *)to + at, room, n, cudaMemcpyHostToDevice, c->stream),
+                   "upload");
+    }
+}
+
+static void cuda_upload(struct kern_buf *dst, size_t at, const void *host, size_t n)
+{
+    size_t e = kern_dtype_bytes(dst->dtype);
+    copy_to_device(enter(dst->k), (char *)dst->p + at * e, host, n * e);
+}
+
+static enum status cuda_download(void *host, const struct kern_buf *src, size_t at, size_t n)
+{
+    struct cuda *c = enter(src->k);
+    size_t e = kern_dtype_bytes(src->dtype), bytes = n * e;
+    const char *from = (const char *)src->p + at * e;
+    for (size_t done = 0, some; done < bytes; done += some) {
+        some = bytes - done < CUDA_PINNED_BYTES ? bytes - done : CUDA_PINNED_BYTES;
+        char *room = pinned_room(c, some);
+        cuda_check(c, cudaMemcpyAsync(room, from + done, some, cudaMemcpyDeviceToHost, c->stream),
+                   "download");
+        cuda_check(c, cudaStreamSynchronize(c->stream), "download");
+        if (c->failed != cudaSuccess)
+            break;
+        memcpy((char *)host + done, room, some);
+    }
+    return take_failure(c);
+}
+
+static void cuda_zero(struct kern_buf *b, size_t at, size_t n)
+{
+    struct cuda *c = enter(b->k);
+    size_t e = kern_dtype_bytes(b->dtype);
+    cuda_check(c, cudaMemsetAsync((char *)b->p + at * e, 0, n * e, c->stream), "zero");
+}
+
+// ---- weights
+
+static enum status cuda_weight_alloc(struct kern_weight *w)
+{
+    const struct kern_weight_args *s = &w->shape;
+    size_t tile = CUDA_TILE_BYTES;
+    size_t matrix = cuda_is_packed(w) ? cuda_tiles(s->rows, CUDA_TILE_ROWS) *
+                                            cuda_tiles(s->cols, CUDA_TILE_COLS) * tile
+                                      : s->rows * s->cols * kern_dtype_bytes(s->dtype);
+    w->stack_bytes = (matrix + 15) / 16 * 16;
+    if (__builtin_mul_overflow(w->stack_bytes, s->stack, &w->bytes))
+        return STATUS_NO_MEMORY;
+    return device_alloc(enter(w->k), w->bytes, &w->p);
+}
+
+static void cuda_weight_free(struct kern_weight *w)
+{
+    device_free(enter(w->k), w->p);
+}
+
+// `rows` rows of `cols` elements of e bytes -> dense rows at `to`.
+static void make_dense(char *to, const struct kern_fill_args *a, size_t cols, size_t e)
+{
+    const char *from = a->data;
+    if (a->col_stride == 1 && a->row_stride == cols) {
+        memcpy(to, from, a->rows * cols * e);
+        return;
+    }
+    for (size_t i = 0; i < a->rows; i++, to += cols * e)
+        if (a->col_stride == 1)
+            memcpy(to, from + i * a->row_stride * e, cols * e);
+        else
+            for (size_t j = 0; j < cols; j++)
+                memcpy(to + j * e, from + (i * a->row_stride + j * a->col_stride) * e, e);
+}
+
+// As many rows at a time as fit into a half of the pinned memory.
+static void fill_some(struct kern_weight *w, const struct kern_fill_args *a)
+{
+    struct cuda *c = cuda_of(w->k);
+    size_t e = kern_dtype_bytes(w->shape.dtype), cols = w->shape.cols, bytes = a->rows * cols * e;
+    char *matrix = (char *)w->p + a->s * w->stack_bytes, *room = pinned_room(c, bytes);
+    bool packed = cuda_is_packed(w);
+    void *to =
+        packed ? cuda_scratch(c, CUDA_ARENA_STAGE, CUDA_PINNED_BYTES) : matrix + a->row0 * cols * e;
+    make_dense(room, a, cols, e);
+    cuda_check(c, cudaMemcpyAsync(to, room, bytes, cudaMemcpyHostToDevice, c->stream), "fill");
+    if (packed)
+        cuda_pack(c, &(struct cuda_pack){.matrix = matrix,
+                                         .src = to,
+                                         .row0 = a->row0,
+                                         .rows = a->rows,
+                                         .cols = cols,
+                                         .row_stride = cols,
+                                         .col_stride = 1});
+}
+
+static void cuda_weight_fill(struct kern_weight *w, const struct kern_fill_args *args)
+{
+    enter(w->k);
+    struct kern_fill_args a = *args;
+    size_t e = kern_dtype_bytes(w->shape.dtype), row = w->shape.cols * e;
+    assert(row <= CUDA_PINNED_BYTES);
+    size_t most = CUDA_PINNED_BYTES / row;
+    for (size_t at = 0; at < args->rows; at += a.rows) {
+        a.rows = args->rows - at < most ? args->rows - at : most;
+        a.row0 = args->row0 + at;
+        a.data = (const char *)args->data + at * args->row_stride * e;
+        fill_some(w, &a);
+    }
+}
+
+// ---- opening
+
+static void cuda_close(struct kern *k)
+{
+    struct cuda *c = enter(k);
+    if (c->stream)
+        cudaStreamSynchronize(c->stream);
+    for (int i = 0; i < CUDA_ARENAS; i++)
+        cudaFree(c->arenas[i].p);
+    for (int i = 0; i < 2; i++) {
+        cudaFreeHost(c->pinned[i].p);
+        if (c->pinned[i].copied)
+            cudaEventDestroy(c->pinned[i].copied);
+    }
+    if (c->stream)
+        cudaStreamDestroy(c->stream);
+    free(c);
+}
+
+static const struct kern_device device = {
+    .close = cuda_close,
+    .sync = cuda_sync,
+    .buf_alloc = cuda_buf_alloc,
+    .buf_free = cuda_buf_free,
+    .upload = cuda_upload,
+    .download = cuda_download,
+    .zero = cuda_zero,
+    .weight_alloc = cuda_weight_alloc,
+    .weight_free = cuda_weight_free,
+    .weight_fill = cuda_weight_fill,
+};
+static const struct kern_compute compute = {
+    .embed = cuda_embed,
+    .gather_rows = cuda_gather_rows,
+    .rmsnorm = cuda_rmsnorm,
+    .linear = cuda_linear,
+    .linear_heads = cuda_linear_heads,
+    .add = cuda_add,
+    .silu_mul = cuda_silu_mul,
+    .rope = cuda_rope,
+    .kv_write = cuda_kv_write,
+    .attn_mla = cuda_attn_mla,
+    .attn_gqa = cuda_attn_gqa,
+    .router = cuda_router,
+    .moe_gate_up = cuda_moe_gate_up,
+    .moe_down = cuda_moe_down,
+    .argmax = cuda_argmax,
+};
+
+static enum status open_device(struct cuda *c, const struct kern_config *config, struct errmsg *err)
+{
+    int n = 0;
+    cudaError_t e = cudaGetDeviceCount(&n);
+    if (e != cudaSuccess)
+        return errmsg_set(err, STATUS_NO_DEVICE, "backend cuda: %s", cudaGetErrorString(e));
+    if (config->device < 0 || config->device >= n)
+        return errmsg_set(err, STATUS_NO_DEVICE, "backend cuda: no device %d, this host has %d",
+                          config->device, n);
+    struct cudaDeviceProp p;
+    if ((e = cudaSetDevice(config->device)) != cudaSuccess ||
+        (e = cudaGetDeviceProperties(&p, config->device)) != cudaSuccess)
+        return errmsg_set(err, STATUS_NO_DEVICE, "backend cuda: device %d: %s", config->device,
+                          cudaGetErrorString(e));
+    if (p.major < 8)
+        return errmsg_set(err, STATUS_NO_DEVICE,
+                          "backend cuda: device %d, %s, is of compute capability %d.%d; 8.0 is the "
+                          "least",
+                          config->device, p.name, p.major, p.minor);
+    c->sms = p.multiProcessorCount;
+    snprintf(c->base.describe, sizeof c->base.describe, "cuda %d, %.48s", config->device, p.name);
+    return STATUS_OK;
+}
+
+static enum status make_queue(struct cuda *c, struct errmsg *err)
+{
+    bool ok = cuda_check(c, cudaStreamCreateWithFlags(&c->stream, cudaStreamNonBlocking), "stream");
+    for (int i = 0; i < 2 && ok; i++)
+        ok = cuda_check(c, cudaEventCreateWithFlags(&c->pinned[i].copied, cudaEventDisableTiming),
+                        "event") &&
+             cuda_check(c, cudaMallocHost((void **)&c->pinned[i].p, CUDA_PINNED_BYTES), "pinned");
+    return ok ? STATUS_OK
+              : errmsg_set(err, STATUS_NO_DEVICE, "backend cuda: %s: %s: %s", c->base.describe,
+                           c->failed_at, cudaGetErrorString(c->failed));
+}
+
+kern_cuda_open_fn hadal_cuda_open;
+__attribute__((visibility("default"))) enum status hadal_cuda_open(int abi,
+                                                                   const struct kern_config *config,
+                                                                   struct kern **kern_out,
+                                                                   struct errmsg *err)
+{
+    if (abi != KERN_CUDA_ABI)
+        return errmsg_set(err, STATUS_NO_DEVICE,
+                          "backend cuda: libhadal_cuda.so is of another build (interface %d, the "
+                          "program has %d)",
+                          KERN_CUDA_ABI, abi);
+    struct cuda *c = mem_zalloc(1, sizeof *c);
+    c->device = config->device;
+    c->base =
+        (struct kern){.backend = KERN_CUDA, .device = &device, .compute = &compute, .threads = 1};
+    enum status s = open_device(c, config, err);
+    if (s != STATUS_OK) {
+        free(c);
+        return s;
+    }
+    s = make_queue(c, err);
+    if (s != STATUS_OK) {
+        cuda_close(&c->base);
+        return s;
+    }
+    *kern_out = &c->base;
+    return STATUS_OK;
+}

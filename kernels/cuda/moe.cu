@@ -1,0 +1,177 @@
+// moe_gate_up and moe_down. The (token, choice) pairs are sorted by expert on the device and cut
+// into pieces, so that an expert's weights are read once for all rows of a piece; the products are
+// cuda_mm's. down's products go to scratch memory and are added per token by rising expert id, so
+// the order of the pairs within an expert, which differs from run to run, is never seen.
+#include "kernels/cuda/cuda.h"
+
+enum { PLAN_THREADS = 1024, COMBINE_THREADS = 256 };
+
+struct plan {
+    const int32_t *ids;
+    int pairs_n, experts, piece_rows;
+    int32_t *pieces_n, *pairs;
+    struct cuda_piece *pieces;
+};
+
+// One block: counts the rows of every expert, then places the pairs and the pieces.
+static __global__ void __launch_bounds__(PLAN_THREADS) make_plan(const plan p)
+{
+    __shared__ int count[KERN_EXPERTS_MAX], first[KERN_EXPERTS_MAX], piece[KERN_EXPERTS_MAX];
+    int e = threadIdx.x;
+    count[e] = 0;
+    __syncthreads();
+    for (int i = e; i < p.pairs_n; i += PLAN_THREADS)
+        atomicAdd(&count[p.ids[i]], 1);
+    __syncthreads();
+    // Sums up to and with this expert, doubling the reach each round.
+    first[e] = count[e];
+    piece[e] = (count[e] + p.piece_rows - 1) / p.piece_rows;
+    for (int d = 1; d < PLAN_THREADS; d *= 2) {
+        __syncthreads();
+        int f = e >= d ? first[e - d] : 0, q = e >= d ? piece[e - d] : 0;
+        __syncthreads();
+        first[e] += f;
+        piece[e] += q;
+    }
+    __syncthreads();
+    if (e == PLAN_THREADS - 1)
+        *p.pieces_n = piece[e];
+    int n = count[e], start = first[e] - n, own = (n + p.piece_rows - 1) / p.piece_rows;
+    for (int i = 0; i < own; i++)
+        p.pieces[piece[e] - own + i] = {e, start + i * p.piece_rows,
+                                        min(p.piece_rows, n - i * p.piece_rows)};
+    __syncthreads();
+    first[e] = start;
+    __syncthreads();
+    for (int i = e; i < p.pairs_n; i += PLAN_THREADS)
+        p.pairs[atomicAdd(&first[p.ids[i]], 1)] = i;
+}
+
+// Rows that a piece takes: about what an expert gets, so that few rows do not pay for many.
+static size_t piece_rows(size_t pairs, size_t experts)
+{
+    size_t each = (pairs + experts - 1) / experts;
+    return each <= 4 ? 8 : each <= 10 ? 16 : each <= 24 ? 32 : 64;
+}
+
+// Puts the plan of `ids` into m.
+static void plan_pieces(struct cuda *c, const int32_t *ids, size_t pairs, size_t experts,
+                        struct cuda_mm *m)
+{
+    m->piece_rows = m->dtype == KERN_BF16 ? piece_rows(pairs, experts) : CUDA_PLAIN_ROWS;
+    // A piece is either full or the last of its expert.
+    size_t most = pairs / m->piece_rows + experts;
+    m->pieces_max = most < pairs ? most : pairs;
+    int32_t *memory = (int32_t *)cuda_scratch(
+        c, CUDA_ARENA_PLAN, (4 + pairs) * sizeof *memory + m->pieces_max * sizeof *m->pieces);
+    plan p = {ids, (int)pairs, (int)experts, (int)m->piece_rows, memory, memory + 4,
+              (struct cuda_piece *)(memory + 4 + pairs)};
+    make_plan<<<1, PLAN_THREADS, 0, c->stream>>>(p);
+    cuda_launched(c, "make_plan");
+    m->pieces = p.pieces;
+    m->pieces_n = p.pieces_n;
+    m->pairs = p.pairs;
+}
+
+static_assert((int)PLAN_THREADS == (int)KERN_EXPERTS_MAX, "a thread per expert");
+
+static void set_weight(struct cuda_mm *m, const struct kern_weight *w)
+{
+    m->w = w->p;
+    m->dtype = w->shape.dtype;
+    m->stack_bytes = w->stack_bytes;
+    m->rows = w->shape.rows;
+    m->cols = w->shape.cols;
+    m->heads = 1;
+}
+
+void cuda_moe_gate_up(struct kern *k, const struct kern_moe_gate_up_args *a)
+{
+    struct cuda *c = cuda_of(k);
+    struct cuda_mm m = {};
+    set_weight(&m, a->gate);
+    m.w_up = a->up->p;
+    m.x = cuda_rows(&a->x);
+    m.x_rows = a->n;
+    m.x_div = a->topk;
+    m.out = cuda_rows(&a->out);
+    m.n = a->n * a->topk;
+    plan_pieces(c, (const int32_t *)a->ids->p, m.n, a->gate->shape.stack, &m);
+    cuda_mm(c, &m);
+}
+
+struct combine {
+    size_t n, topk, rows;
+    const int32_t *ids;
+    const float *weights, *products;
+    struct cuda_rows shared, residual, out;
+};
+static __global__ void combine_choices(const combine a)
+{
+    __shared__ int order[KERN_TOPK_MAX];
+    __shared__ float weight[KERN_TOPK_MAX];
+    size_t i = blockIdx.y;
+    const int32_t *ids = a.ids + i * a.topk;
+    if (threadIdx.x < a.topk) {
+        int rank = 0;
+        for (int j = 0; j < a.topk; j++)
+            rank += ids[j] < ids[threadIdx.x];
+        order[rank] = threadIdx.x;
+        weight[rank] = a.weights[i * a.topk + threadIdx.x];
+    }
+    __syncthreads();
+    size_t r = blockIdx.x * (size_t)blockDim.x + threadIdx.x;
+    if (r >= a.rows)
+        return;
+    float sum = 0;
+    for (int j = 0; j < a.topk; j++)
+        sum = fmaf(weight[j], a.products[(i * a.topk + order[j]) * a.rows + r], sum);
+    if (a.shared.p)
+        sum += a.shared.p[i * a.shared.stride + r];
+    if (a.residual.p)
+        sum += a.residual.p[i * a.residual.stride + r];
+    a.out.p[i * a.out.stride + r] = sum;
+}
+
+static void combine_all(struct cuda *c, combine a)
+{
+    size_t n = a.n;
+    for (size_t first = 0, some; first < n; first += some) { // the grid's y is limited
+        some = n - first < 65535 ? n - first : 65535;
+        dim3 grid((unsigned)((a.rows + COMBINE_THREADS - 1) / COMBINE_THREADS), (unsigned)some);
+        combine_choices<<<grid, COMBINE_THREADS, 0, c->stream>>>(a);
+        cuda_launched(c, "combine_choices");
+        a.ids += some * a.topk;
+        a.weights += some * a.topk;
+        a.products += some * a.topk * a.rows;
+        a.shared.p += a.shared.p ? some * a.shared.stride : 0;
+        a.residual.p += a.residual.p ? some * a.residual.stride : 0;
+        a.out.p += some * a.out.stride;
+    }
+}
+
+void cuda_moe_down(struct kern *k, const struct kern_moe_down_args *a)
+{
+    struct cuda *c = cuda_of(k);
+    struct cuda_mm m = {};
+    set_weight(&m, a->down);
+    m.x = cuda_rows(&a->h);
+    m.n = m.x_rows = a->n * a->topk;
+    m.x_div = 1;
+    float *products =
+        (float *)cuda_scratch(c, CUDA_ARENA_PARTIAL, m.n * m.rows * sizeof *products);
+    m.out.p = products;
+    m.out.stride = m.rows;
+    plan_pieces(c, (const int32_t *)a->ids->p, m.n, a->down->shape.stack, &m);
+    cuda_mm(c, &m);
+    combine s = {a->n,
+                 a->topk,
+                 m.rows,
+                 (const int32_t *)a->ids->p,
+                 (const float *)a->weights->p,
+                 products,
+                 cuda_rows(&a->shared),
+                 cuda_rows(&a->residual),
+                 cuda_rows(&a->out)};
+    combine_all(c, s);
+}

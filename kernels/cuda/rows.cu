@@ -1,0 +1,267 @@
+// The ops that treat rows one by one: embed, gather_rows, rmsnorm, add, silu_mul, rope, kv_write,
+// argmax. All are small; each is one launch.
+#include "kernels/cuda/cuda.h"
+
+#include <cuda_fp16.h>
+
+enum { THREADS = 256 };
+
+// A row per y, as far as a grid goes; kernels walk on from there.
+static dim3 rows_grid(size_t n, size_t elements)
+{
+    size_t x = (elements + THREADS - 1) / THREADS;
+    return dim3((unsigned)(x < 64 ? x : 64), (unsigned)(n < 65535 ? n : 65535));
+}
+#define FOR_ROWS(i, n) for (size_t i = blockIdx.y; i < (n); i += gridDim.y)
+#define FOR_COLUMNS(c, n)                                                                          \
+    for (size_t c = blockIdx.x * (size_t)blockDim.x + threadIdx.x; c < (n);                        \
+         c += (size_t)gridDim.x * blockDim.x)
+
+// ---- lookups
+
+static __device__ __forceinline__ float element(const void *p, enum kern_dtype dtype, size_t i)
+{
+    if (dtype == KERN_F32)
+        return ((const float *)p)[i];
+    if (dtype == KERN_F16)
+        return __half2float(((const __half *)p)[i]);
+    return __uint_as_float((uint32_t)((const uint16_t *)p)[i] << 16);
+}
+
+static __global__ void embed(const void *table, enum kern_dtype dtype, const int32_t *ids, size_t n,
+                             size_t cols, struct cuda_rows out)
+{
+    FOR_ROWS(i, n)
+    FOR_COLUMNS(c, cols)
+    out.p[i * out.stride + c] = element(table, dtype, ids[i] * cols + c);
+}
+
+void cuda_embed(struct kern *k, const struct kern_embed_args *a)
+{
+    size_t cols = a->table->shape.cols;
+    embed<<<rows_grid(a->n, cols), THREADS, 0, cuda_of(k)->stream>>>(
+        a->table->p, a->table->shape.dtype, (const int32_t *)a->ids->p + a->ids_at, a->n, cols,
+        cuda_rows(&a->out));
+    cuda_launched(cuda_of(k), "embed");
+}
+
+static __global__ void gather(struct cuda_rows x, const int32_t *rows, size_t n, size_t dim,
+                              struct cuda_rows out)
+{
+    FOR_ROWS(i, n)
+    FOR_COLUMNS(c, dim)
+    out.p[i * out.stride + c] = x.p[rows[i] * x.stride + c];
+}
+
+void cuda_gather_rows(struct kern *k, const struct kern_gather_args *a)
+{
+    gather<<<rows_grid(a->n, a->dim), THREADS, 0, cuda_of(k)->stream>>>(
+        cuda_rows(&a->x), (const int32_t *)a->rows->p, a->n, a->dim, cuda_rows(&a->out));
+    cuda_launched(cuda_of(k), "gather_rows");
+}
+
+// ---- rmsnorm: a block per run; the sum's order depends on dim alone
+
+static __device__ float block_sum(float v)
+{
+    __shared__ float part[32];
+    for (int d = 16; d; d /= 2)
+        v += __shfl_xor_sync(~0u, v, d);
+    if (threadIdx.x % 32 == 0)
+        part[threadIdx.x / 32] = v;
+    __syncthreads();
+    v = threadIdx.x % 32 < blockDim.x / 32 ? part[threadIdx.x % 32] : 0;
+    for (int d = 16; d; d /= 2)
+        v += __shfl_xor_sync(~0u, v, d);
+    __syncthreads(); // part may be written again
+    return v;
+}
+
+struct norm {
+    size_t n, dim, heads, x_head, out_head;
+    struct cuda_rows x, out;
+    const float *gamma;
+    float eps;
+};
+static __global__ void rmsnorm(struct norm a)
+{
+    size_t h = blockIdx.x;
+    FOR_ROWS(i, a.n)
+    {
+        const float *x = a.x.p + i * a.x.stride + h * a.x_head;
+        float *out = a.out.p + i * a.out.stride + h * a.out_head;
+        float sum = 0;
+        for (size_t c = threadIdx.x; c < a.dim; c += blockDim.x)
+            sum = fmaf(x[c], x[c], sum);
+        float r = 1 / sqrtf(block_sum(sum) / (float)a.dim + a.eps);
+        for (size_t c = threadIdx.x; c < a.dim; c += blockDim.x)
+            out[c] = x[c] * r * a.gamma[c];
+    }
+}
+
+void cuda_rmsnorm(struct kern *k, const struct kern_rmsnorm_args *a)
+{
+    struct norm s = {a->n,
+                     a->dim,
+                     a->heads,
+                     a->x_head_stride,
+                     a->out_head_stride,
+                     cuda_rows(&a->x),
+                     cuda_rows(&a->out),
+                     (const float *)a->gamma->p,
+                     a->eps};
+    unsigned threads = a->dim <= 128 ? 64 : a->dim <= 1024 ? 256 : 1024;
+    dim3 grid((unsigned)a->heads, (unsigned)(a->n < 65535 ? a->n : 65535));
+    rmsnorm<<<grid, threads, 0, cuda_of(k)->stream>>>(s);
+    cuda_launched(cuda_of(k), "rmsnorm");
+}
+
+// ---- elementwise
+
+static __global__ void add(size_t n, size_t dim, struct cuda_rows a, struct cuda_rows b,
+                           struct cuda_rows out)
+{
+    FOR_ROWS(i, n)
+    FOR_COLUMNS(c, dim)
+    out.p[i * out.stride + c] = a.p[i * a.stride + c] + b.p[i * b.stride + c];
+}
+
+void cuda_add(struct kern *k, const struct kern_add_args *a)
+{
+    add<<<rows_grid(a->n, a->dim), THREADS, 0, cuda_of(k)->stream>>>(
+        a->n, a->dim, cuda_rows(&a->a), cuda_rows(&a->b), cuda_rows(&a->out));
+    cuda_launched(cuda_of(k), "add");
+}
+
+static __global__ void silu_mul(size_t n, size_t dim, struct cuda_rows gate, struct cuda_rows up,
+                                struct cuda_rows out)
+{
+    FOR_ROWS(i, n)
+    FOR_COLUMNS(c, dim)
+    {
+        float g = gate.p[i * gate.stride + c];
+        out.p[i * out.stride + c] = g / (1 + expf(-g)) * up.p[i * up.stride + c];
+    }
+}
+
+void cuda_silu_mul(struct kern *k, const struct kern_silu_mul_args *a)
+{
+    silu_mul<<<rows_grid(a->n, a->dim), THREADS, 0, cuda_of(k)->stream>>>(
+        a->n, a->dim, cuda_rows(&a->gate), cuda_rows(&a->up), cuda_rows(&a->out));
+    cuda_launched(cuda_of(k), "silu_mul");
+}
+
+// ---- rope and kv_write
+
+struct rope {
+    size_t n, heads, head_stride, half;
+    bool pairs;
+    struct cuda_rows x;
+    const float *table;
+    const int32_t *pos;
+};
+static __global__ void rope(struct rope a)
+{
+    FOR_ROWS(i, a.n)
+    FOR_COLUMNS(j, a.heads * a.half)
+    {
+        size_t h = j / a.half, p = j % a.half;
+        const float *cos = a.table + a.pos[i] * 2 * a.half, *sin = cos + a.half;
+        float *x = a.x.p + i * a.x.stride + h * a.head_stride;
+        float *first = x + (a.pairs ? 2 * p : p), *second = first + (a.pairs ? 1 : a.half);
+        float u = *first, v = *second;
+        // Rounded one by one, as the CPU bodies do: the compiler would fuse.
+        *first = __fsub_rn(__fmul_rn(u, cos[p]), __fmul_rn(v, sin[p]));
+        *second = __fadd_rn(__fmul_rn(v, cos[p]), __fmul_rn(u, sin[p]));
+    }
+}
+
+void cuda_rope(struct kern *k, const struct kern_rope_args *a)
+{
+    struct rope s = {a->n,
+                     a->heads,
+                     a->head_stride,
+                     a->dim / 2,
+                     a->style == KERN_ROPE_PAIRS,
+                     cuda_rows(&a->x),
+                     (const float *)a->table->p,
+                     (const int32_t *)a->pos->p};
+    rope<<<rows_grid(a->n, a->heads * a->dim / 2), THREADS, 0, cuda_of(k)->stream>>>(s);
+    cuda_launched(cuda_of(k), "rope");
+}
+
+struct cuda_kv cuda_kv(const struct kern_batch *b, const struct kern_kv *kv)
+{
+    struct cuda_kv v = {(float *)kv->buf->p + kv->at,
+                        kv->width,
+                        kv->block_tokens,
+                        (const int32_t *)b->seq->p,
+                        (const int32_t *)b->pos->p,
+                        (const int32_t *)b->tables->p,
+                        b->table_stride};
+    return v;
+}
+
+static __global__ void kv_write(struct cuda_kv kv, size_t n, struct cuda_rows a, size_t a_dim,
+                                struct cuda_rows b)
+{
+    FOR_ROWS(i, n)
+    {
+        size_t pos = kv.pos[i];
+        int32_t block = kv.tables[kv.seq[i] * kv.table_stride + pos / kv.block_tokens];
+        float *to = kv.pool + (block * kv.block_tokens + pos % kv.block_tokens) * kv.width;
+        FOR_COLUMNS(c, kv.width)
+        to[c] = c < a_dim ? a.p[i * a.stride + c] : b.p[i * b.stride + c - a_dim];
+    }
+}
+
+void cuda_kv_write(struct kern *k, const struct kern_kv_write_args *a)
+{
+    kv_write<<<rows_grid(a->batch->n, a->kv.width), THREADS, 0, cuda_of(k)->stream>>>(
+        cuda_kv(a->batch, &a->kv), a->batch->n, cuda_rows(&a->a), a->a_dim, cuda_rows(&a->b));
+    cuda_launched(cuda_of(k), "kv_write");
+}
+
+// ---- argmax: a block per row
+
+struct best {
+    float v;
+    int32_t i; // INT32_MAX: none; -1: a NaN was seen
+};
+static __device__ __forceinline__ best better(best a, best b)
+{
+    if (a.i < 0 || b.i < 0)
+        return {0, -1};
+    return b.v > a.v || (b.v == a.v && b.i < a.i) ? b : a;
+}
+
+static __global__ void argmax(size_t n, size_t dim, struct cuda_rows x, int32_t *out)
+{
+    __shared__ best part[32];
+    FOR_ROWS(i, n)
+    {
+        best b = {-INFINITY, INT32_MAX};
+        for (size_t c = threadIdx.x; c < dim; c += blockDim.x) {
+            float v = x.p[i * x.stride + c];
+            b = better(b, {isnan(v) ? 0 : v, isnan(v) ? -1 : (int32_t)c});
+        }
+        for (int d = 16; d; d /= 2)
+            b = better(b, {__shfl_xor_sync(~0u, b.v, d), __shfl_xor_sync(~0u, b.i, d)});
+        if (threadIdx.x % 32 == 0)
+            part[threadIdx.x / 32] = b;
+        __syncthreads();
+        for (unsigned w = 0; threadIdx.x == 0 && w < blockDim.x / 32; w++)
+            b = better(b, part[w]);
+        if (threadIdx.x == 0)
+            out[i] = b.i;
+        __syncthreads(); // part is written again
+    }
+}
+
+void cuda_argmax(struct kern *k, const struct kern_argmax_args *a)
+{
+    dim3 grid(1, (unsigned)(a->n < 65535 ? a->n : 65535));
+    argmax<<<grid, 1024, 0, cuda_of(k)->stream>>>(a->n, a->dim, cuda_rows(&a->x),
+                                                  (int32_t *)a->out->p);
+    cuda_launched(cuda_of(k), "argmax");
+}
