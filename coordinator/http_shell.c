@@ -8,8 +8,6 @@
 
 #include "base/mem.h"
 
-enum { SOCKET_BYTES = 64 << 10 }; // that the kernel takes ahead of a slow client
-
 struct http_handler {
     h2o_handler_t super;
     struct http_server *server;
@@ -309,43 +307,7 @@ static int on_request(h2o_handler_t *handler, h2o_req_t *req)
     return 0;
 }
 
-// ---- connections --------------------------------------------------------------------------------
-
-struct http_conn {
-    uv_tcp_t tcp; // first
-    struct http_server *server;
-};
-
-static void on_conn_closed(uv_handle_t *handle)
-{
-    struct http_conn *c = (struct http_conn *)handle; // libh2o uses handle->data
-    c->server->shell->counters.http_connections--;
-    free(c);
-}
-
-static void on_connection(uv_stream_t *listener, int status)
-{
-    struct http_server *h = listener->data;
-    struct shell_counters *counters = &h->shell->counters;
-    if (status < 0) {
-        log_warn("coordinator: accept: %s", uv_strerror(status));
-        return;
-    }
-    struct http_conn *c = mem_zalloc(1, sizeof *c);
-    c->server = h;
-    uv_tcp_init(&h->shell->loop, &c->tcp);
-    counters->http_connections++;
-    bool full = counters->http_connections > h->shell->cfg->http_connections;
-    if (uv_accept(listener, (uv_stream_t *)&c->tcp) || full) {
-        counters->http_refused += full;
-        uv_close((uv_handle_t *)&c->tcp, on_conn_closed);
-        return;
-    }
-    uv_tcp_nodelay(&c->tcp, 1);
-    int bytes = SOCKET_BYTES;
-    uv_send_buffer_size((uv_handle_t *)&c->tcp, &bytes);
-    h2o_accept(&h->accept, h2o_uv_socket_create((uv_stream_t *)&c->tcp, on_conn_closed));
-}
+// ---- start and ticking --------------------------------------------------------------------------
 
 void http_server_tick(struct http_server *h, uint64_t now_us)
 {
@@ -372,7 +334,5 @@ enum status http_server_open(struct shell *s, uint16_t *port_out, struct errmsg 
     handler->super.on_req = on_request;
     h2o_context_init(&h->context, &s->loop, &h->config);
     h->accept = (h2o_accept_ctx_t){.ctx = &h->context, .hosts = h->config.hosts};
-    uv_tcp_init(&s->loop, &h->listener);
-    h->listener.data = h;
-    return shell_listen(s, &h->listener, "http", s->cfg->http, on_connection, port_out, err);
+    return http_conns_open(h, port_out, err);
 }

@@ -1,5 +1,5 @@
-// Inside of http_shell.c (server and routes), http_stream_shell.c (answers) and http_admin_shell.c
-// (operators' commands).
+// Inside of http_shell.c (server and routes), http_conn_shell.c (connections), http_stream_shell.c
+// (answers) and http_admin_shell.c (operators' commands).
 #pragma once
 
 #include "coordinator/main_shell.h"
@@ -8,10 +8,14 @@
 
 struct http_stream;
 struct http_admin;
+struct http_conn;
 
 struct http_server {
     struct shell *shell;
     uv_tcp_t listener;
+    uv_timer_t watch;        // over what the connections hold
+    struct http_conn *conns; // hash
+    size_t answered;         // bytes of requests that are being answered
     h2o_globalconf_t config;
     h2o_context_t context;
     h2o_accept_ctx_t accept;
@@ -41,6 +45,13 @@ int64_t http_query_number(const h2o_req_t *req, const char *name);
 // Fill in *e and return false.
 bool http_not_found(struct openai_error *e, const h2o_req_t *req);
 bool http_wrong_method(struct openai_error *e, const h2o_req_t *req, const char *allowed);
+
+// Listens.
+enum status http_conns_open(struct http_server *h, uint16_t *port_out, struct errmsg *err);
+// The request's body stays in memory while it is answered. NULL: there is no room for it; else it
+// is to be released, with the bytes of its body, when the request is disposed of.
+struct http_conn *http_conn_hold(struct http_server *h, const h2o_req_t *req);
+void http_conn_release(struct http_conn *c, size_t bytes);
 
 // The path's five parts; false: *e is the answer.
 bool http_admin_route(struct http_server *h, h2o_req_t *req, const h2o_iovec_t p[5],

@@ -33,6 +33,8 @@ struct http_stream {
     struct http_server *server;
     h2o_req_t *req;
     struct text_ticket *ticket; // while the prompt is read; NULL otherwise
+    struct http_conn *conn;     // that holds the body; NULL: none does
+    size_t body_n;
     struct hangup *hangup;
     bool sse;         // else one document
     bool started;     // headers are out
@@ -129,6 +131,8 @@ static void on_dispose(void *p)
     DL_DELETE(st->server->streams, st);
     text_pool_cancel(st->ticket);
     hangup_stop(st->hangup);
+    if (st->conn)
+        http_conn_release(st->conn, st->body_n);
     shell_detach(st->server->shell, &st->reader);
     strbuf_finish(&st->out);
 }
@@ -304,6 +308,15 @@ static void on_prepared(void *arg, struct text_job *job)
 void http_stream_generate(struct http_server *h, h2o_req_t *req, enum text_source source)
 {
     struct http_stream *st = stream_create(h, req);
+    st->conn = http_conn_hold(h, req);
+    st->body_n = req->entity.len;
+    if (!st->conn) {
+        struct openai_error e;
+        openai_fail(&e, 429, NULL, "queue_full", "Too many large requests are being answered.");
+        e.retry_after_ms = 1000;
+        fail(st, &e);
+        return;
+    }
     // The request may be answered, even disposed of, before this returns; then there is no ticket.
     struct text_ticket *t =
         text_pool_start(h->shell, source, req->entity.base, req->entity.len, on_prepared, st);

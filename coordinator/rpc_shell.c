@@ -10,7 +10,7 @@
 #include "base/mem.h"
 
 enum {
-    HELLO_MS = 10 * 1000,        // a connection that says nothing for so long at first is closed
+    HELLO_MS = 10 * 1000, // a connection without a whole frame for so long at first is closed
     CONGESTED_BYTES = 256 << 10, // unwritten bytes at which streams of a client pause
     NODE_OUT_BYTES = 64 << 20,   // unwritten bytes at which a node counts as lost
     IN_BYTES = 256 << 20,        // read buffers of all connections together
@@ -33,6 +33,7 @@ void rpc_conn_close(struct rpc_conn *c, const char *why)
                  c->role == RPC_CONN_NODE ? "node" : "client", why);
     rpc_streams_drop(c);
     HASH_DEL(c->server->conns, c);
+    c->server->in_bytes -= c->in.cap; // it is fed no more
     c->server->shell->counters.rpc_connections--;
     uv_close((uv_handle_t *)&c->tcp, on_closed);
 }
@@ -40,7 +41,6 @@ void rpc_conn_close(struct rpc_conn *c, const char *why)
 void rpc_conn_free(struct rpc_conn *c)
 {
     assert(!c->flush_listed); // flushed, for the last time, in the drain that closed it
-    c->server->in_bytes -= c->in.cap;
     wire_decoder_finish(&c->in);
     strbuf_finish(&c->out);
     strbuf_finish(&c->sending);
@@ -163,6 +163,24 @@ static void on_alloc(uv_handle_t *h, size_t suggested, uv_buf_t *buf)
     *buf = uv_buf_init(c->server->read_buffer, sizeof c->server->read_buffer);
 }
 
+static bool goes_first(const struct rpc_conn *a, const struct rpc_conn *b)
+{
+    bool node = a->role == RPC_CONN_NODE;
+    return node != (b->role == RPC_CONN_NODE) ? !node : a->in.cap > b->in.cap;
+}
+
+// Unfinished frames of all connections have a limit; who holds the most goes, nodes last.
+static void make_room(struct rpc_server *r)
+{
+    while (r->in_bytes > IN_BYTES) {
+        struct rpc_conn *c, *next, *most = r->conns;
+        HASH_ITER(hh, r->conns, c, next)
+        if (goes_first(c, most))
+            most = c;
+        rpc_conn_close(most, "too many bytes of unfinished frames");
+    }
+}
+
 static void on_read(uv_stream_t *stream, ssize_t n, const uv_buf_t *buf)
 {
     struct rpc_conn *c = stream->data;
@@ -177,11 +195,8 @@ static void on_read(uv_stream_t *stream, ssize_t n, const uv_buf_t *buf)
     c->server->in_bytes += c->in.cap - before;
     c->heard_us = shell_now_us();
     c->asked_us = 0;
-    if (c->server->in_bytes > IN_BYTES && c->in.cap > sizeof c->server->read_buffer) {
-        rpc_conn_close(c, "too many bytes of unfinished frames");
-        return;
-    }
-    if (c->frames_posted)
+    make_room(c->server);
+    if (c->closing || c->frames_posted)
         return;
     c->frames_posted = true;
     shell_post(c->server->shell, &(struct shell_event){.kind = SHELL_FRAMES, .conn = c});
@@ -291,7 +306,7 @@ static void on_connection(uv_stream_t *listener, int status)
     counters->rpc_connections++;
     c->server = r;
     c->id = ++r->next_id;
-    c->heard_us = shell_now_us();
+    c->since_us = c->heard_us = shell_now_us();
     wire_decoder_init(&c->in, NODE_IN_BODY);
     name_peer(c);
     uv_tcp_nodelay(&c->tcp, 1);
@@ -304,7 +319,7 @@ static void tick_conn(struct rpc_conn *c, uint64_t now_us)
 {
     uint64_t silent_ms = now_us > c->heard_us ? (now_us - c->heard_us) / 1000 : 0;
     const struct coordinator_config *cfg = c->server->shell->cfg;
-    if (c->role == RPC_CONN_NEW && silent_ms > HELLO_MS)
+    if (c->role == RPC_CONN_NEW && now_us - c->since_us > HELLO_MS * 1000ull)
         rpc_conn_close(c, "it says nothing");
     if (c->role != RPC_CONN_CLIENT || silent_ms < cfg->keepalive_ms)
         return;

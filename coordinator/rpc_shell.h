@@ -20,6 +20,7 @@ struct rpc_conn {
     struct strbuf sending; // being written
     bool writing, closing, frames_posted, flush_listed;
     struct rpc_conn *flush_next;
+    uint64_t since_us;
     uint64_t heard_us, asked_us; // last bytes from it; last PING since then, 0 = none
     struct rpc_stream *streams;  // hash by stream id
     unsigned streams_n;
