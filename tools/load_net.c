@@ -35,6 +35,13 @@ void load_net_cut(struct load_net *net, struct load_stream *s)
     net->ops->cut(net, s);
 }
 
+bool load_net_break(struct load_net *net)
+{
+    if (net->ops->cut_all)
+        net->ops->cut_all(net);
+    return net->ops->cut_all != NULL;
+}
+
 void load_net_turn(struct load_net *net, int timeout_ms)
 {
     net->ops->turn(net, timeout_ms);

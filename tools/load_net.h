@@ -34,8 +34,12 @@ void load_net_close(struct load_net *net); // all streams are closed or cut; NUL
 // last event.
 void load_net_start(struct load_net *net, struct load_stream *s, const char *body);
 void load_net_attach(struct load_net *net, struct load_stream *s);
-// Cuts the connection of s; `closed` is not called.
+// Leaves s; `closed` is not called. Over the RPC its request is cancelled by that.
 void load_net_cut(struct load_net *net, struct load_stream *s);
+
+// Breaks the one connection that carries all streams, if there is such; false: each stream has its
+// own. Like load_net_cut for all of them, but their requests go on.
+bool load_net_break(struct load_net *net);
 
 // Waits for at most timeout_ms, then handles all that is ready.
 void load_net_turn(struct load_net *net, int timeout_ms);

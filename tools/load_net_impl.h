@@ -8,6 +8,7 @@ struct load_net_ops {
     void (*start)(struct load_net *net, struct load_stream *s, const char *body);
     void (*attach)(struct load_net *net, struct load_stream *s);
     void (*cut)(struct load_net *net, struct load_stream *s);
+    void (*cut_all)(struct load_net *net); // NULL: each stream has a connection of its own
     void (*turn)(struct load_net *net, int timeout_ms);
 };
 

@@ -26,6 +26,7 @@ struct call {
 struct rpc_net {
     struct load_net base;
     struct hadal_client *client;
+    char *url;
     struct call *calls;
 };
 
@@ -224,12 +225,25 @@ static void rpc_turn(struct load_net *base, int timeout_ms)
         usleep((useconds_t)slice * 1000);
 }
 
+// Closing the client, not its streams, is what a broken connection looks like from the other end.
+static void rpc_cut_all(struct load_net *base)
+{
+    struct rpc_net *net = of(base);
+    hadal_close(net->client);
+    net->client = hadal_open(net->url, NULL, NULL); // the same URL was good before
+    while (net->calls) {
+        net->calls->rpc = NULL; // ended with its client
+        free_call(net, net->calls);
+    }
+}
+
 static void rpc_close(struct load_net *base)
 {
     struct rpc_net *net = of(base);
     while (net->calls)
         free_call(net, net->calls);
     hadal_close(net->client);
+    free(net->url);
     free(net);
 }
 
@@ -238,6 +252,7 @@ static const struct load_net_ops rpc_ops = {
     .start = rpc_start,
     .attach = rpc_attach,
     .cut = rpc_cut,
+    .cut_all = rpc_cut_all,
     .turn = rpc_turn,
 };
 
@@ -253,5 +268,6 @@ struct load_net *load_rpc_open(const char *url, const struct load_net_handler *h
     struct rpc_net *net = mem_zalloc(1, sizeof *net);
     net->base = (struct load_net){.ops = &rpc_ops, .handler = *handler};
     net->client = client;
+    net->url = mem_strdup(url);
     return &net->base;
 }

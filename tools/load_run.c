@@ -179,19 +179,31 @@ static void on_closed(void *user, struct load_stream *s, const struct load_end *
     lose(u, s, text);
 }
 
+// Goes on with s after its connection was broken from this side.
+static void drop_one(struct run *u, struct load_stream *s, bool broken)
+{
+    if (s->attach_at_us || (s->done && !broken))
+        return; // waits already; or everything of it has arrived
+    if (s->done) {
+        finish(u, s);
+    } else if (*s->request) {
+        load_net_cut(u->net, s);
+        u->r->broken++;
+        attach_later(s);
+    } else if (broken) { // nobody had answered it yet: asked again
+        load_net_start(u->net, s, u->p->prompts->bodies[s->prompt]);
+    }
+}
+
 static void drop(struct run *u, const char *whom)
 {
-    bool all = !strcmp(whom, "all");
+    bool broken = load_net_break(u->net), all = broken || !strcmp(whom, "all");
     uint64_t skip = all || !u->active ? 0 : prng_below(&u->prng, (uint64_t)u->active);
     for (int k = 0; k < u->p->concurrency; k++) {
         struct load_stream *s = &u->streams[k];
         if (!s->active || (!all && skip-- > 0))
             continue;
-        if (s->net && *s->request && !s->done) {
-            load_net_cut(u->net, s);
-            u->r->broken++;
-            attach_later(s);
-        }
+        drop_one(u, s, broken);
         if (!all)
             return;
     }
