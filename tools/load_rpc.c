@@ -128,7 +128,8 @@ static void rpc_attach(struct load_net *base, struct load_stream *s)
     struct rpc_net *net = of(base);
     struct hadal_error err = {0};
     struct call *c = mem_zalloc(1, sizeof *c);
-    c->rpc = hadal_attach(net->client, strtoull(s->request, NULL, 16), (uint32_t)s->position, &err);
+    uint32_t from = s->position > 0 ? (uint32_t)s->position : 0; // -1: no token came yet
+    c->rpc = hadal_attach(net->client, strtoull(s->request, NULL, 16), from, &err);
     if (!c->rpc)
         keep_failure(c, &err);
     link_call(net, s, c);
