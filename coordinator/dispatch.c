@@ -128,8 +128,22 @@ static bool request_fits(struct request *q, const struct replica *r)
     return q->max_tokens <= room;
 }
 
+// Another model would go on with another answer.
+static bool request_is_of(struct request *q, const struct replica *r)
+{
+    if (q->emitted_n && q->fingerprint != r->fingerprint)
+        return false;
+    q->fingerprint = r->fingerprint;
+    return true;
+}
+
 static void dispatch(struct coord *c, struct request *q, struct replica *r)
 {
+    if (!request_is_of(q, r)) {
+        request_end(c, q, FINISH_ERROR, STATUS_BAD_MODEL,
+                    "the model was changed while it was being answered");
+        return;
+    }
     if (!request_fits(q, r)) {
         const char *text =
             arena_printf(&c->arena, "%u tokens of prompt and %u to come exceed the context of %u",

@@ -150,6 +150,33 @@ form_failed(struct coord *c, struct replica *r, struct member *suspect, const ch
     replica_fence(c, r, &(struct fence){FENCE_FORM, suspect, text});
 }
 
+// A replica that serves another model than r: requests may be moved between replicas, so all that
+// serve must agree. NULL: none.
+static const struct replica *serves_another(const struct coord *c, const struct replica *r)
+{
+    for (uint32_t i = 0; i < c->cfg.replicas; i++) {
+        const struct replica *o = &c->replicas[i];
+        bool serves = o->state == COORD_REPLICA_READY || o->state == COORD_REPLICA_DRAINING;
+        if (serves && o->fingerprint != r->fingerprint)
+            return o;
+    }
+    return NULL;
+}
+
+// All ranks are ready and hold one model.
+static void replica_complete(struct coord *c, struct replica *r)
+{
+    const struct replica *o = serves_another(c, r);
+    if (!o) {
+        replica_ready(c, r);
+        return;
+    }
+    form_failed(c, r, NULL,
+                "replica %" PRIu64 " has another model than replica %" PRIu64
+                ", which serves: its fingerprint is %016" PRIx64 ", not %016" PRIx64,
+                r->id, o->id, r->fingerprint, o->fingerprint);
+}
+
 static bool lead_makes_sense(const struct msg_formed *f)
 {
     return f->max_seqs >= 1 && f->max_seqs <= MAX_SEQS && f->max_context >= 2 &&
@@ -213,7 +240,7 @@ void replica_formed(struct coord *c, struct member *m, const struct msg_formed *
     }
     l->phase = RANK_FORMED;
     if (++r->formed_n == c->ranks_n)
-        replica_ready(c, r);
+        replica_complete(c, r);
 }
 
 // The first rank that should be ready by now: after the reload time those that hold their weights,

@@ -58,6 +58,7 @@ struct request {
     uint64_t submitted_us, started_us, first_token_us, last_token_us, done_us, deadline_us;
     uint32_t position, eta_ms; // as last told
     uint32_t dispatches, cached_n, pause_us;
+    uint64_t fingerprint;            // of the model at the last dispatch
     uint32_t dispatch_index;         // emitted_n at the last dispatch
     uint32_t strikes_fault, strikes; // replicas that died under it since its last token
     bool suspect;                    // counted in replica->suspects

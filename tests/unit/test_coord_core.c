@@ -439,6 +439,42 @@ static void test_fingerprints_differ(void **state)
     coord_destroy(g.c);
 }
 
+// Replicas may be of another model only one after the other, and answers stay with theirs.
+static void test_replicas_of_another_model(void **state)
+{
+    struct rig g;
+    struct coord_config k = small_config();
+    k.replicas = 2;
+    rig_init(&g, &k);
+    hello(&g, 1, "a", 1);
+    hello(&g, 2, "b", 1);
+    ready(&g, 1, 1, 1);
+    uint64_t begun = submit(&g, (struct coord_submit){.max_tokens = 9});
+    token(&g, 1, 1, 1, (struct token_out){.request = begun, .token = 4});
+    uint64_t fresh = submit(&g, (struct coord_submit){.max_tokens = 9});
+    struct msg_formed f = fine(2, 2);
+    f.fingerprint = 8;
+    prepared(&g, 2, 2, 2);
+    formed(&g, 2, f);
+    assert_int_equal(stats(&g).replicas_ready, 1);
+    char fault[200];
+    coord_each_replica(g.c, note_fault, fault); // of the first: none yet
+    assert_string_equal(fault, "");
+    down(&g, 1);
+    const struct msg *form = sent(&g, MSG_FORM);
+    f.replica = form->form.replica;
+    f.epoch = form->form.epoch;
+    prepared(&g, 2, f.replica, f.epoch);
+    formed(&g, 2, f);
+    assert_int_equal(stats(&g).replicas_ready, 1);
+    const struct coord_action *a = action(&g, COORD_DONE);
+    assert_int_equal(a->done.request, begun);
+    assert_int_equal(a->done.finish, FINISH_ERROR);
+    assert_int_equal(a->done.status, STATUS_BAD_MODEL);
+    assert_int_equal(sent(&g, MSG_DISPATCH)->dispatch.journal.request, fresh);
+    coord_destroy(g.c);
+}
+
 static void test_formed_before_linked(void **state)
 {
     struct rig g;
@@ -1090,6 +1126,7 @@ int main(void)
         cmocka_unit_test(test_forming_fails),
         cmocka_unit_test(test_back_off_doubles),
         cmocka_unit_test(test_fingerprints_differ),
+        cmocka_unit_test(test_replicas_of_another_model),
         cmocka_unit_test(test_formed_before_linked),
         cmocka_unit_test(test_epochs_of_nodes_are_respected),
         cmocka_unit_test(test_stale_epoch_leaps),
