@@ -29,6 +29,7 @@ static const char *const kind_names[XPORT_KINDS] = {"shm", "tcp", "verbs"};
 static const struct xport_body *const bodies[XPORT_KINDS] = {
     [XPORT_SHM] = &xport_shm_body,
     [XPORT_TCP] = &xport_tcp_body,
+    [XPORT_VERBS] = &xport_verbs_body,
 };
 
 static const struct sm_state link_states[] = {
@@ -85,9 +86,7 @@ static enum status open_fds(struct xport *x, struct errmsg *e)
 enum status xport_open(const struct xport_config *config, struct xport **xport_out,
                        struct errmsg *e)
 {
-    if ((unsigned)config->kind >= XPORT_KINDS || !bodies[config->kind])
-        return errmsg_set(e, STATUS_NO_DEVICE, "xport %s: this build has no verbs body; use %s",
-                          xport_kind_name(config->kind), "shm or tcp");
+    assert((unsigned)config->kind < XPORT_KINDS);
     if (config->link_depth > XPORT_DEPTH_MAX)
         return errmsg_set(e, STATUS_BAD_CONFIG, "xport: link_depth %u is above %d",
                           config->link_depth, XPORT_DEPTH_MAX);
@@ -100,6 +99,7 @@ enum status xport_open(const struct xport_config *config, struct xport **xport_o
     x->spin_us = config->spin_us;
     x->handshake_ms = config->handshake_ms ? config->handshake_ms : 5000;
     x->epoll_fd = x->wake_fd = x->spare_fd = x->listen_fd = -1;
+    x->next_tick_us = x->body->tick ? 0 : UINT64_MAX;
 
     enum status s = open_fds(x, e);
     if (s == STATUS_OK)
@@ -137,6 +137,8 @@ void xport_close(struct xport *x)
     free(x->links);
     for (uint32_t i = 0; i < x->regions_n; i++)
         x->body->region_free(&x->regions[i]);
+    if (x->body->close)
+        x->body->close(x);
     close_fd(x->listen_fd);
     close_fd(x->epoll_fd);
     close_fd(x->wake_fd);
@@ -246,10 +248,18 @@ void xlink_established(struct xlink *l)
     xlink_move(l, XLINK_UP);
 }
 
+// Gives the works back that no device reads any more: of a lost link, all or none.
+static void works_release(struct xlink *l)
+{
+    if (l->wq_over < l->wq_n && (!l->x->body->released || l->x->body->released(l)))
+        l->wq_over = l->wq_n;
+}
+
 static void works_end(struct xlink *l, enum status s)
 {
-    for (; l->wq_over < l->wq_n; l->wq_over++)
-        l->wq[(l->wq_head + l->wq_over) % l->x->depth].status = s;
+    for (uint32_t i = l->wq_over; i < l->wq_n; i++)
+        l->wq[(l->wq_head + i) % l->x->depth].status = s;
+    works_release(l);
 }
 
 void xlink_fail(struct xlink *l, enum status why, bool drain)
@@ -313,6 +323,8 @@ void xlink_close(struct xlink *l)
     works_end(l, STATUS_CANCELLED);
     xsock_close(l);
     xlink_move(l, XLINK_CLOSED);
+    if (l->x->body->hang_up && l->wq_over == l->wq_n)
+        l->x->body->hang_up(l);
 }
 
 void *xlink_user(const struct xlink *l)
@@ -411,6 +423,8 @@ static int link_events(struct xlink *l, struct xport_event *events, int max)
         event_up(l, &events[n++]);
     if (open && !l->rx_over && n < max)
         n += l->x->body->receive(l, events + n, max - n);
+    if (l->state == XLINK_FAILED || l->state == XLINK_CLOSED)
+        works_release(l);
     n += events_done(l, events + n, max - n);
     if (l->state == XLINK_FAILED && l->rx_over && !l->up_due && l->wq_n == 0 && n < max)
         event_down(l, &events[n++]);
@@ -419,7 +433,7 @@ static int link_events(struct xlink *l, struct xport_event *events, int max)
     return n;
 }
 
-static bool link_ready(const struct xlink *l)
+static bool link_ready(struct xlink *l)
 {
     if (l->state == XLINK_UP)
         return l->up_due || l->wq_over > 0 || l->x->body->ready(l);
@@ -447,7 +461,7 @@ static void serve(struct xport *x, const struct epoll_event *ev)
         ssize_t n = read(x->wake_fd, &count, sizeof count);
         (void)n; // the flag is what counts
     } else if (ev->data.ptr == &x->listen_fd) {
-        xsock_accept(x);
+        x->body->arrive(x);
     } else {
         struct xlink *l = ev->data.ptr;
         if (greets(l->state))
@@ -462,11 +476,13 @@ static void serve(struct xport *x, const struct epoll_event *ev)
 static void serve_sockets(struct xport *x)
 {
     bool rare = x->body->memory_polled && x->greets_n == 0 && x->ready_n == 0;
-    if (rare || x->greets_n > 0) {
+    if (rare || x->greets_n > 0 || x->body->tick) {
         uint64_t now = xport_now_us();
         if (rare && now - x->served_us < SERVE_EVERY_US)
             return;
         x->served_us = now;
+        if (now >= x->next_tick_us)
+            x->next_tick_us = x->body->tick(x, now);
     }
     if (x->ready_n == 0) {
         int n = epoll_wait(x->epoll_fd, x->ready, XPORT_READY_MAX, 0);
@@ -544,13 +560,14 @@ static void sleeping(struct xport *x, bool on)
             x->body->sleeping(x->links[i], on);
 }
 
-// The earliest of the timeout and of the deadlines of greetings.
+// The earliest of the timeout, of the deadlines of greetings and of the body's tick.
 static int sleep_ms(const struct xport *x, int timeout_ms)
 {
-    if (x->greets_n == 0)
+    uint64_t first = x->links_n > 0 ? x->next_tick_us : UINT64_MAX;
+    if (x->greets_n == 0 && first == UINT64_MAX)
         return timeout_ms;
-    uint64_t now = xport_now_us(), first = UINT64_MAX;
-    for (size_t i = 0; i < x->links_n; i++)
+    uint64_t now = xport_now_us();
+    for (size_t i = 0; x->greets_n > 0 && i < x->links_n; i++)
         if (greets(x->links[i]->state) && x->links[i]->deadline_us < first)
             first = x->links[i]->deadline_us;
     int ms = first <= now ? 0 : (int)((first - now) / 1000 + 1);

@@ -45,7 +45,8 @@ enum status xport_kind_parse(const char *name, enum xport_kind *kind_out);
 
 struct xport_config {
     enum xport_kind kind;
-    const char *bind_host; // TCP, verbs: numeric address that peers reach; NULL = 127.0.0.1
+    const char *bind_host; // TCP, verbs: numeric address that peers reach. NULL: 127.0.0.1; verbs
+                           // (and 127.0.0.1 there): of the first RDMA device that has one
     uint32_t max_links;    // 0 = 64; more are refused. Half-open ones are bounded apart
     uint32_t link_depth;   // writes under way per link; 0 = 256, at most 65536
     uint32_t spin_us;      // xport_wait polls this long before it sleeps; 0 = sleep at once
@@ -53,6 +54,7 @@ struct xport_config {
 };
 
 // STATUS_NO_DEVICE when this host does not offer the kind (e.g. no verbs device); *e says why.
+// A fork shares no verbs xport with its parent: a child that is to have one of its own calls exec.
 enum status xport_open(const struct xport_config *config, struct xport **xport_out,
                        struct errmsg *e);
 // Closes every link (their writes end, events are lost with the xport) and frees all. NULL is fine.
@@ -62,8 +64,9 @@ void xport_close(struct xport *x);
 const char *xport_address(const struct xport *x);
 
 // Memory that peers may write into. `base` is owned by the xport (shared memory must be mapped by
-// both sides), zeroed, page aligned, valid until xport_close. `region` (small integer, chosen by
-// the caller, unique per xport) is the name that peers use.
+// both sides), zeroed, page aligned, valid until xport_close. `region` (small integer, chosen by the
+// caller, unique per xport) is the name that peers use. Verbs: also the fastest source of writes,
+// as any other must be copied.
 enum { XPORT_REGIONS_MAX = 128 };
 enum status xport_region_create(struct xport *x, uint32_t region, size_t bytes, void **base_out,
                                 struct errmsg *e);
@@ -78,8 +81,8 @@ void xport_region_destroy(struct xport *x, uint32_t region);
 // no link free over there) follows for this link. STATUS_FULL: max_links reached here.
 enum status xport_connect(struct xport *x, const char *address, const void *hello, size_t hello_n,
                           void *user, struct xlink **link_out, struct errmsg *e);
-// Every write under way ends with STATUS_CANCELLED at the latest at the next poll; no LINK_DOWN
-// event follows. The pointer is dead after the events of its writes were polled.
+// Every write under way ends with STATUS_CANCELLED at the latest at the next poll (verbs: as soon as
+// the device has let go of its source, microseconds later); no LINK_DOWN event follows. The pointer is dead after the events of its writes were polled.
 void xlink_close(struct xlink *l);
 void *xlink_user(const struct xlink *l);
 void xlink_set_user(struct xlink *l, void *user);

@@ -42,7 +42,8 @@ _Static_assert(sizeof(struct xframe) == 32, "wire format");
 
 struct xregion {
     uint32_t id;
-    int fd; // shm: the memfd; -1 otherwise
+    int fd;   // shm: the memfd; -1 otherwise
+    void *mr; // verbs: its registration
     uint8_t *base;
     size_t bytes;
 };
@@ -51,9 +52,10 @@ struct xregion {
 struct xwork {
     void *user;
     enum status status;
-    struct xframe frame; // tcp: as sent
-    const uint8_t *src;  // tcp
-    size_t sent;         // tcp: bytes of frame + payload already in the kernel
+    struct xframe frame; // tcp: as sent; verbs: what the peer is told
+    const uint8_t *src;  // tcp, verbs
+    size_t sent;         // tcp: bytes of frame + payload already in the kernel; verbs: of payload
+    uint64_t held_until; // verbs: the device reads src until this send of the link is complete
 };
 
 // DIALING --> GREETING --> UP --> FAILED --> DEAD      FAILED: events left to give, then LINK_DOWN
@@ -96,6 +98,12 @@ struct xport_body {
 
     // Fills listen_fd and address.
     enum status (*open)(struct xport *x, const struct xport_config *config, struct errmsg *e);
+    // Frees what open made, after all links and regions; open may have failed half-way. May be
+    // NULL.
+    void (*close)(struct xport *x);
+    void (*arrive)(struct xport *x); // listen_fd is readable
+    // Called at next_tick_us or later; returns when to be called again. NULL: never.
+    uint64_t (*tick)(struct xport *x, uint64_t now_us);
     enum status (*region_create)(struct xport *x, struct xregion *r, struct errmsg *e);
     void (*region_free)(struct xregion *r);
     // Non-blocking connect: sets fd; state DIALING. A dead address may also be told here
@@ -113,12 +121,18 @@ struct xport_body {
     void (*service)(struct xlink *l, uint32_t events);
     // Up to max NOTICE events. Sets rx_over of a FAILED link once it has nothing more.
     int (*receive)(struct xlink *l, struct xport_event *events, int max);
-    bool (*ready)(const struct xlink *l);          // receive would find something
+    bool (*ready)(struct xlink *l); // receive would find something
+    // A lost or closed link: true once no device reads the sources of its writes any more (they
+    // are not given back before). NULL: always.
+    bool (*released)(struct xlink *l);
     void (*sleeping)(struct xlink *l, bool sleep); // may be NULL
+    // The owner closed the link and its works are given back: tell the peer, without waiting for a
+    // poll. NULL: closing fd does.
+    void (*hang_up)(struct xlink *l);
     void (*stop)(struct xlink *l); // frees what the body holds; fd is closed after it
 };
 
-extern const struct xport_body xport_shm_body, xport_tcp_body;
+extern const struct xport_body xport_shm_body, xport_tcp_body, xport_verbs_body;
 
 struct xport {
     const struct xport_body *body;
@@ -143,6 +157,8 @@ struct xport {
     struct epoll_event ready[XPORT_READY_MAX]; // fetched by xport_wait, served by xport_poll
     int ready_n;
     uint64_t served_us; // when the sockets were last looked at
+    uint64_t next_tick_us;
+    void *own; // of the body
 
     struct xport_stats stats;
 };
@@ -173,3 +189,8 @@ void xsock_accept(struct xport *x);
 // Socket events of a link that is DIALING or GREETING.
 void xsock_greet(struct xlink *l, uint32_t events);
 void xsock_expire(struct xport *x);
+// Connector: the way to the peer is open, say who we are. DIALING -> GREETING.
+void xsock_introduce(struct xlink *l);
+// How many half-open callers are kept; the oldest makes room for the next.
+uint32_t xsock_half_open_max(const struct xport *x);
+void xsock_evict_oldest(struct xport *x);

@@ -538,9 +538,9 @@ static int shm_receive(struct xlink *l, struct xport_event *events, int max)
     return n;
 }
 
-static bool shm_ready(const struct xlink *l)
+static bool shm_ready(struct xlink *l)
 {
-    return next_entry((const struct shm_link *)l) != NULL;
+    return next_entry(shm_of(l)) != NULL;
 }
 
 static void shm_sleeping(struct xlink *l, bool sleep)
@@ -553,6 +553,7 @@ const struct xport_body xport_shm_body = {
     .link_bytes = sizeof(struct shm_link),
     .memory_polled = true,
     .open = shm_open_body,
+    .arrive = xsock_accept,
     .region_create = shm_region_create,
     .region_free = shm_region_free,
     .dial = shm_dial,

@@ -38,7 +38,7 @@ void xsock_close(struct xlink *l)
     l->epoll_mask = 0;
 }
 
-static void evict_oldest(struct xport *x)
+void xsock_evict_oldest(struct xport *x)
 {
     struct xlink *oldest = NULL;
     for (size_t i = 0; i < x->links_n; i++) {
@@ -62,9 +62,14 @@ static void turn_away(struct xport *x)
     x->spare_fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
 }
 
+uint32_t xsock_half_open_max(const struct xport *x)
+{
+    return x->max_links > HALF_OPEN_MIN ? x->max_links : HALF_OPEN_MIN;
+}
+
 void xsock_accept(struct xport *x)
 {
-    uint32_t half_max = x->max_links > HALF_OPEN_MIN ? x->max_links : HALF_OPEN_MIN;
+    uint32_t half_max = xsock_half_open_max(x);
     for (int i = 0; i < ACCEPTS_PER_TURN; i++) {
         int fd = accept4(x->listen_fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
         if (fd < 0 && (errno == EMFILE || errno == ENFILE))
@@ -72,7 +77,7 @@ void xsock_accept(struct xport *x)
         if (fd < 0)
             return;
         if (x->half_n >= half_max)
-            evict_oldest(x);
+            xsock_evict_oldest(x);
         struct xlink *l = xlink_create(x, true);
         l->fd = fd;
         xsock_watch(l, EPOLLIN);
@@ -90,15 +95,15 @@ static struct xgreeting greeting_of(const struct xlink *l, enum xgreet_code code
                               .depth = l->x->depth};
 }
 
-// Connector: the socket is connected; say who we are.
-static void introduce(struct xlink *l)
+static bool is_connected(const struct xlink *l)
 {
     int err = 0;
     socklen_t n = sizeof err;
-    if (getsockopt(l->fd, SOL_SOCKET, SO_ERROR, &err, &n) < 0 || err) {
-        xlink_fail(l, STATUS_LINK_DOWN, false);
-        return;
-    }
+    return getsockopt(l->fd, SOL_SOCKET, SO_ERROR, &err, &n) == 0 && !err;
+}
+
+void xsock_introduce(struct xlink *l)
+{
     struct xgreeting g = greeting_of(l, XGREET_OK);
     g.token = l->greeting.token;
     g.hello_n = l->greeting.hello_n;
@@ -107,7 +112,7 @@ static void introduce(struct xlink *l)
     xlink_move(l, XLINK_GREETING);
     if (l->x->body->greet(l, &g) != STATUS_OK)
         xlink_fail(l, STATUS_LINK_DOWN, false);
-    else
+    else if (l->fd >= 0)
         xsock_watch(l, EPOLLIN);
 }
 
@@ -170,7 +175,10 @@ static void take_answer(struct xlink *l)
 void xsock_greet(struct xlink *l, uint32_t events)
 {
     if (l->state == XLINK_DIALING) {
-        introduce(l);
+        if (is_connected(l))
+            xsock_introduce(l);
+        else
+            xlink_fail(l, STATUS_LINK_DOWN, false);
         return;
     }
     enum status s = l->x->body->greeted(l);

@@ -364,9 +364,9 @@ static int tcp_receive(struct xlink *l, struct xport_event *events, int max)
     return n;
 }
 
-static bool tcp_ready(const struct xlink *l)
+static bool tcp_ready(struct xlink *l)
 {
-    const struct tcp_link *t = (const struct tcp_link *)l;
+    const struct tcp_link *t = tcp_of(l);
     return t->more || l->readable;
 }
 
@@ -383,6 +383,7 @@ const struct xport_body xport_tcp_body = {
     .link_bytes = sizeof(struct tcp_link),
     .memory_polled = false,
     .open = tcp_open,
+    .arrive = xsock_accept,
     .region_create = tcp_region_create,
     .region_free = tcp_region_free,
     .dial = tcp_dial,

@@ -15,7 +15,8 @@
 #include "node/comm_xport.h"
 #include "tests/xport/world.h"
 
-enum { T_MAX = 4, GATHERS = 1000, AREA = 4096 };
+enum { T_MAX = 4, AREA = 4096 };
+#define GATHERS ((uint32_t)world_rounds(1000))
 
 struct member {
     struct lane_hub *hub;
@@ -115,7 +116,8 @@ static void stage_open(struct stage *s, uint32_t n, uint32_t gathers, const uint
 {
     *s = (struct stage){.n = n};
     for (uint32_t r = 0; r < n; r++) {
-        struct lane_hub_config c = {.kind = world_kind, .spin_us = r % 2 ? 20 : 0};
+        struct lane_hub_config c = {
+            .kind = world_kind, .bind_host = world_host(), .spin_us = r % 2 ? 20 : 0};
         assert_int_equal(lane_hub_open(&c, &s->members[r].hub, NULL), STATUS_OK);
         s->addresses[r] = lane_hub_address(s->members[r].hub);
     }
@@ -234,34 +236,60 @@ static void test_loss_of_a_rank(void **state)
     stage_close(&s);
 }
 
+// One rank of two in a process: exchanges addresses through pipes, opens its hub.
+static void member_open(struct member *m, int in, int out, const char *addresses[2])
+{
+    static char other[LIMIT_ADDR], own[LIMIT_ADDR];
+    struct lane_hub_config c = {.kind = world_kind, .bind_host = world_host()};
+    assert_int_equal(lane_hub_open(&c, &m->hub, NULL), STATUS_OK);
+    snprintf(own, sizeof own, "%s", lane_hub_address(m->hub));
+    assert_int_equal(write(out, own, sizeof own), sizeof own);
+    assert_int_equal(read(in, other, sizeof other), sizeof other);
+    addresses[m->rank] = own;
+    addresses[!m->rank] = other;
+    m->addresses = addresses;
+    m->ranks = 2;
+    m->order = orders[0];
+    m->gathers = 1u << 30;
+}
+
+// Rank 0 is this program anew: a fork cannot use what its parent opened of an RDMA device.
+static pid_t spawn_member(int in, int out)
+{
+    char fds[2][16];
+    snprintf(fds[0], sizeof fds[0], "%d", in);
+    snprintf(fds[1], sizeof fds[1], "%d", out);
+    pid_t pid = fork();
+    assert_true(pid >= 0);
+    if (pid > 0)
+        return pid;
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    execl("/proc/self/exe", "xport_comm_links", xport_kind_name(world_kind), fds[0], fds[1], NULL);
+    _exit(4);
+}
+
+static int run_member(int in, int out)
+{
+    struct member m = {.rank = 0};
+    const char *addresses[2];
+    member_open(&m, in, out, addresses);
+    member_run(&m);
+    return 0;
+}
+
 // kill -9 of a process in the middle of gathers.
 static void test_killed_process(void **state)
 {
     for (int round = 0; round < 5; round++) {
-        struct lane_hub_config c = {.kind = world_kind};
         int there[2], back[2];
         assert_int_equal(pipe(there) | pipe(back), 0);
-        pid_t pid = fork();
-        struct member m = {.ranks = 2, .order = orders[0], .rank = pid != 0, .gathers = 1u << 30};
+        pid_t pid = spawn_member(there[0], back[1]);
+        struct member m = {.rank = 1};
         const char *addresses[2];
-        char other[LIMIT_ADDR], own[LIMIT_ADDR] = {0};
-        if (pid == 0)
-            prctl(PR_SET_PDEATHSIG, SIGKILL);
-        assert_int_equal(lane_hub_open(&c, &m.hub, NULL), STATUS_OK);
-        strcpy(own, lane_hub_address(m.hub));
-        int in = pid ? back[0] : there[0], out = pid ? there[1] : back[1];
-        assert_int_equal(write(out, own, sizeof own), sizeof own);
-        assert_int_equal(read(in, other, sizeof other), sizeof other);
-        addresses[m.rank] = own;
-        addresses[!m.rank] = other;
-        m.addresses = addresses;
-        if (pid == 0) {
-            member_run(&m);
-            _exit(0);
-        }
+        member_open(&m, back[0], there[1], addresses);
         pthread_t t;
         pthread_create(&t, NULL, member_run, &m);
-        for (int i = 0; i < 2000 && m.progress < 20; i++)
+        for (int i = 0; i < 5000 && m.progress < 20; i++)
             sleep_ms(1);
         assert_true(m.progress >= 20);
         sleep_ms(round);
@@ -285,6 +313,8 @@ static void test_killed_process(void **state)
 int main(int argc, char **argv)
 {
     world_init(argc, argv);
+    if (argc == 4)
+        return run_member(atoi(argv[2]), atoi(argv[3]));
     const struct CMUnitTest tests[] = {
         T(test_gathers_are_exact), T(test_abort_while_waiting), T(test_hub_abort_ends_gathers),
         T(test_loss_of_a_rank),    T(test_killed_process),

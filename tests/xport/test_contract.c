@@ -429,11 +429,18 @@ static void test_bad_addresses(void **state)
         "shm:x",
         "udp:127.0.0.1:1#1",
         "tcp:localhost:80#1",
+        "verbs:#1",
+        "verbs:1.2.3.4#1",
+        "verbs:1.2.3.4:0#1",
+        "verbs:[::1:5#1",
+        "verbs:localhost:80#1",
     };
     struct end *a = end_open(NULL);
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
         struct xlink *l;
         struct errmsg e = {{0}};
+        if (world_kind == XPORT_VERBS && !strcmp(bad[i], "verbs:1.2.3.4:5#1"))
+            continue; // good
         if (xport_connect(a->x, bad[i], NULL, 0, NULL, &l, &e) != STATUS_BAD_CONFIG)
             fail_msg("'%s' was taken for an address", bad[i]);
         assert_true(strlen(e.text) > 0);
@@ -467,8 +474,12 @@ static void test_absent_kinds(void **state)
     struct xport *x;
     struct errmsg e = {{0}};
     struct xport_config c = {.kind = XPORT_VERBS};
-    assert_int_equal(xport_open(&c, &x, &e), STATUS_NO_DEVICE);
-    assert_non_null(strstr(e.text, "verbs"));
+    enum status s = xport_open(&c, &x, &e);
+    if (s == STATUS_OK) // this host has one
+        xport_close(x);
+    else
+        assert_int_equal(s, STATUS_NO_DEVICE);
+    assert_true(s == STATUS_OK || strstr(e.text, "verbs"));
     c.kind = XPORT_TCP;
     c.bind_host = "0.0.0.0";
     assert_int_equal(xport_open(&c, &x, &e), STATUS_BAD_CONFIG);

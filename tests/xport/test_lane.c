@@ -37,7 +37,7 @@ static struct lane_hub *hub_open(void)
 {
     struct lane_hub *h;
     struct errmsg e = {{0}};
-    struct lane_hub_config c = {.kind = world_kind};
+    struct lane_hub_config c = {.kind = world_kind, .bind_host = world_host()};
     if (lane_hub_open(&c, &h, &e) != STATUS_OK)
         fail_msg("%s", e.text);
     return h;

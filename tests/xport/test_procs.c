@@ -66,13 +66,26 @@ static void child_listens(int pipe_to_parent, bool polls)
     _exit(0);
 }
 
-static pid_t spawn(void)
+// A child is this program anew: what a process has opened of an RDMA device is of no use to a fork.
+static pid_t spawn(const char *role, const char *arg)
 {
     pid_t pid = fork();
     assert_true(pid >= 0);
-    if (pid == 0)
-        prctl(PR_SET_PDEATHSIG, SIGKILL);
-    return pid;
+    if (pid > 0)
+        return pid;
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    execl("/proc/self/exe", "xport_procs", xport_kind_name(world_kind), role, arg, NULL);
+    _exit(4);
+}
+
+static int run_role(const char *role, const char *arg)
+{
+    if (!strcmp(role, "writes")) {
+        world_ends_elsewhere(1);
+        child_writes(arg);
+    }
+    child_listens(atoi(arg), !strcmp(role, "listens"));
+    return 5;
 }
 
 static void reap(pid_t pid)
@@ -85,9 +98,7 @@ static void test_writer_is_killed(void **state)
 {
     for (int round = 0; round < 8; round++) {
         struct end *b = end_open(NULL);
-        pid_t pid = spawn();
-        if (pid == 0)
-            child_writes(xport_address(b->x));
+        pid_t pid = spawn("writes", xport_address(b->x));
         uint64_t deadline = now_us() + 10000000, killed = 0;
         int seen = 0;
         while (b->downs == 0 && now_us() < deadline) {
@@ -123,14 +134,16 @@ static void run_reader_is_killed(bool polls)
     for (int round = 0; round < 6; round++) {
         int fds[2];
         assert_int_equal(pipe(fds), 0);
-        pid_t pid = spawn();
-        if (pid == 0)
-            child_listens(fds[1], polls);
+        char fd[16];
+        snprintf(fd, sizeof fd, "%d", fds[1]);
+        pid_t pid = spawn(polls ? "listens" : "is-stuck", fd);
         char address[LIMIT_ADDR];
         assert_int_equal(read(fds[0], address, sizeof address), sizeof address);
         close(fds[0]);
         close(fds[1]);
+        world_ends_elsewhere(1);
         struct end *a = end_open(NULL);
+        world_ends_elsewhere(-1);
         struct xlink *l;
         assert_int_equal(xport_connect(a->x, address, NULL, 0, NULL, &l, NULL), STATUS_OK);
         pump(&a, 1, &a->ups, 1);
@@ -172,9 +185,7 @@ static void test_stuck_reader_is_killed(void **state)
 static void test_sleeper_sees_death_at_once(void **state)
 {
     struct end *b = end_open(NULL);
-    pid_t pid = spawn();
-    if (pid == 0)
-        child_writes(xport_address(b->x));
+    pid_t pid = spawn("writes", xport_address(b->x));
     pump(&b, 1, &b->notices, AREAS); // it waits for us now
     pump_ms(&b, 1, 20);
     kill(pid, SIGKILL);
@@ -216,6 +227,8 @@ static void test_nothing_left_behind(void **state)
 int main(int argc, char **argv)
 {
     world_init(argc, argv);
+    if (argc == 4)
+        return run_role(argv[2], argv[3]);
     const struct CMUnitTest tests[] = {
         T(test_writer_is_killed),
         T(test_reader_is_killed),

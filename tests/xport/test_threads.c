@@ -7,7 +7,9 @@
 #include "base/mem.h"
 #include "tests/xport/world.h"
 
-enum { ROUNDS = 3000, STREAM = 6000, SLOTS = 64, SLOT = 4096 };
+enum { SLOTS = 64, SLOT = 4096 };
+#define ROUNDS world_rounds(3000)
+#define STREAM world_rounds(6000)
 
 // Polls and sleeps until *n reaches want; false after 20 s without it.
 static bool await(struct end *e, const int *n, int want)

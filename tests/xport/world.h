@@ -27,8 +27,17 @@ struct end {
 
 // Kind under test: argv[1] of the program.
 extern enum xport_kind world_kind;
+// Where the next end binds; NULL: the body's default. Verbs: HADAL_VERBS_HOSTS names one or two
+// addresses of RDMA devices; the first end of a test (of all its processes) takes the first of
+// them, all others the second, so that links cross the wire.
+const char *world_host(void);
+// So many ends more (or less) are open in other processes.
+void world_ends_elsewhere(int n);
 // Parses argv, so that `main` only lists the tests.
 void world_init(int argc, char **argv);
+
+// How often to do what is done n times: in the emulated machine of tests/rdma-vm a tenth of it.
+int world_rounds(int n);
 
 struct end *end_open(const struct xport_config *more); // NULL: defaults
 void end_close(struct end *e);
