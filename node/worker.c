@@ -122,6 +122,26 @@ static bool same_shard(const struct worker_state *s, const struct msg_form *f)
            s->shard->rank.tensor == (int)f->my_tensor && s->shard->rank.tensors == (int)f->tensor;
 }
 
+// Somebody may have put another model into the folder: what is kept must not stand in the way of
+// ranks that were started since. A folder that cannot be read at the moment is no reason to drop
+// weights that are good.
+static bool shard_outdated(struct worker_state *s)
+{
+    uint64_t stamp = model_folder_stamp(s->shard_dir), fingerprint;
+    if (stamp == s->shard_stamp)
+        return false;
+    struct errmsg e = {0};
+    if (model_folder_fingerprint(s->shard_dir, &fingerprint, &e) != STATUS_OK) {
+        log_warn("the model folder has changed, the weights in memory are kept: %s", e.text);
+        return false;
+    }
+    s->shard_stamp = stamp;
+    if (fingerprint == s->shard->fingerprint)
+        return false;
+    log_warn("another model is in %s now: loading it", s->shard_dir);
+    return true;
+}
+
 static void report_loading(void *arg, size_t done, size_t total)
 {
     struct worker *w = arg;
@@ -172,7 +192,7 @@ static enum status size_pool(const struct worker *w, const struct msg_form *f,
 static enum status load_shard(struct worker *w, const struct msg_form *f, struct errmsg *e)
 {
     struct worker_state *s = w->state;
-    if (same_shard(s, f))
+    if (same_shard(s, f) && !shard_outdated(s))
         return STATUS_OK;
     model_shard_close(s->shard);
     s->shard = NULL;
@@ -184,6 +204,7 @@ static enum status load_shard(struct worker *w, const struct msg_form *f, struct
     if (rc != STATUS_OK)
         return rc;
     s->load_tenth = -1;
+    s->shard_stamp = model_folder_stamp(f->model_dir);
     struct model_shard_args args = {
         .dir = f->model_dir,
         .rank = {.stage = (int)f->my_stage,

@@ -32,6 +32,7 @@ struct worker_state {
     struct kern *kern;
     struct model_shard *shard; // kept between epochs
     char *shard_dir;
+    uint64_t shard_stamp; // of the folder when the shard was last known to be what is in it
     int load_tenth;
     struct msg_form form; // of the current epoch; model_dir is not kept
 

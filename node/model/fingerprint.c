@@ -1,12 +1,16 @@
 // Names a model version by content. Hashing 700 GB at every start would take minutes, so only the
 // ends and the middle of some tensors are read; names, types and shapes of all of them count.
+#include <dirent.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #include "base/hash.h"
 #include "base/mem.h"
 #include "node/model/json_file.h"
+#include "node/model/safetensors.h"
 #include "node/model/weights.h"
 
 enum { SAMPLE_TENSORS = 1024, SAMPLE_BYTES = 256 };
@@ -64,4 +68,39 @@ enum status model_fingerprint(const char *dir, const struct safetensors *files, 
     }
     *out = h ? h : 1;
     return STATUS_OK;
+}
+
+enum status model_folder_fingerprint(const char *dir, uint64_t *out, struct errmsg *e)
+{
+    struct safetensors *files = NULL;
+    enum status s = safetensors_open_dir(dir, &files, e);
+    if (s == STATUS_OK)
+        s = model_fingerprint(dir, files, out, e);
+    safetensors_close(files);
+    return s;
+}
+
+static bool counts(const char *name)
+{
+    const char *dot = strrchr(name, '.');
+    return dot && (!strcmp(dot, ".safetensors") || !strcmp(name, "config.json") ||
+                   !strcmp(name, "model.safetensors.index.json"));
+}
+
+uint64_t model_folder_stamp(const char *dir)
+{
+    DIR *d = opendir(dir);
+    if (!d)
+        return 0;
+    uint64_t sum = 0; // in whatever order the names come
+    for (const struct dirent *x; (x = readdir(d));) {
+        struct stat st;
+        if (!counts(x->d_name) || fstatat(dirfd(d), x->d_name, &st, 0))
+            continue;
+        const uint64_t facts[] = {(uint64_t)st.st_dev, (uint64_t)st.st_ino, (uint64_t)st.st_size,
+                                  (uint64_t)st.st_mtim.tv_sec, (uint64_t)st.st_mtim.tv_nsec};
+        sum += hash_bytes(facts, sizeof facts, hash_bytes(x->d_name, strlen(x->d_name), 0));
+    }
+    closedir(d);
+    return sum;
 }

@@ -106,3 +106,9 @@ void model_weights_unload(struct model_weights *w, const struct model_plan *plan
 // their bytes. Equal on every rank and host that has the same files. Never 0.
 STATUS_MUST_USE enum status model_fingerprint(const char *dir, const struct safetensors *files,
                                               uint64_t *out, struct errmsg *e);
+// The same, of a folder.
+STATUS_MUST_USE enum status model_folder_fingerprint(const char *dir, uint64_t *out,
+                                                     struct errmsg *e);
+// Changes when a file of the folder is written or replaced: cheap, nothing is opened. 0: cannot be
+// read.
+uint64_t model_folder_stamp(const char *dir);
