@@ -5,6 +5,8 @@
 #include <stdbool.h>
 #include <stddef.h>
 
+#include "kernels/kern.h"
+
 // One figure. `limit` names what bounds it ("memory bandwidth"); NULL: nothing was measured for it.
 // Where value and limit are rates, share = value / limit_value.
 struct bench_figure {
@@ -22,12 +24,18 @@ double bench_now_s(void); // monotonic
 // Calls run(ctx) until `seconds` are over, at least 3 times; the best time of one call in seconds.
 double bench_best_s(double seconds, void (*run)(void *ctx), void *ctx);
 
-// What this host's cores reach, with `threads` threads at once.
+// What bounds a figure, and what it is called.
 struct bench_limits {
-    double read_gb_s; // summing an array that no cache holds
-    double gflop_s;   // independent fused multiply-adds of the widest vectors, 2 flop each
+    double read_gb_s;             // memory
+    double gflop_s;               // multiply-adds, 2 flop each
+    const char *memory, *compute; // static strings
 };
+// This host's cores, `threads` at once: summing an array that no cache holds; independent fused
+// multiply-adds of the widest vectors.
 struct bench_limits bench_measure_limits(int threads);
+// What k computes on: the above, or the device's large copy and cuBLASLt's large bf16 product.
+enum status bench_limits_of(struct kern *k, struct bench_limits *out,
+                            struct errmsg *err) STATUS_MUST_USE;
 
 int bench_kernels(int argc, char **argv);
 int bench_decode(int argc, char **argv);

@@ -8,7 +8,6 @@
 #include <string.h>
 
 #include "base/mem.h"
-#include "kernels/cuda_load.h"
 #include "kernels/kern.h"
 #include "tools/bench.h"
 #include "tools/cmd.h"
@@ -19,8 +18,7 @@ enum { COLD_BYTES = 128 << 20, BLOCK_TOKENS = 32, CUDA_RUNS = 50 };
 struct bench {
     struct kern *k;
     struct bench_limits limits;
-    const char *memory_limit, *compute_limit; // what the limits are
-    const char *only;                         // substring of the case's name, or NULL
+    const char *only; // substring of the case's name, or NULL
     double seconds;
     bool json;
 };
@@ -97,13 +95,13 @@ static void report(const struct bench *b, const char *name, double seconds, doub
                                        "bandwidth",
                                        "GB/s",
                                        bytes / seconds / 1e9,
-                                       b->memory_limit,
+                                       b->limits.memory,
                                        b->limits.read_gb_s}
                : (struct bench_figure){name,
                                        "compute",
                                        "GFLOP/s",
                                        flops / seconds / 1e9,
-                                       b->compute_limit,
+                                       b->limits.compute,
                                        b->limits.gflop_s};
     bench_print(b->json, &f);
 }
@@ -376,28 +374,6 @@ static enum kern_isa isa_of(const char *word)
                                      : KERN_ISA_BEST;
 }
 
-static enum status measure_limits(struct bench *b, struct errmsg *err)
-{
-    if (kern_backend(b->k) != KERN_CUDA) {
-        b->memory_limit = "memory read bandwidth";
-        b->compute_limit = "multiply-add peak";
-        b->limits = bench_measure_limits(kern_threads(b->k));
-        return STATUS_OK;
-    }
-    struct kern_cuda_limits l;
-    enum status st = kern_cuda_measure(b->k, &l, err);
-    if (st == STATUS_OK && l.tflop_s <= 0)
-        st = errmsg_set(err, STATUS_NO_DEVICE,
-                        "libcublasLt.so.13, which gives the limit of "
-                        "products, cannot be loaded");
-    if (st != STATUS_OK)
-        return st;
-    b->memory_limit = "device copy bandwidth";
-    b->compute_limit = "cuBLASLt bf16 product";
-    b->limits = (struct bench_limits){l.copy_gb_s, l.tflop_s * 1000};
-    return STATUS_OK;
-}
-
 static int run(const struct kernels_args *a)
 {
     struct kern_config config = {.threads = (int)a->threads, .isa = isa_of(a->isa)};
@@ -408,14 +384,14 @@ static int run(const struct kernels_args *a)
                                                               : KERN_CPU;
     enum status st = kern_open(backend, &config, &b.k, &err);
     if (st == STATUS_OK)
-        st = measure_limits(&b, &err);
+        st = bench_limits_of(b.k, &b.limits, &err);
     if (st != STATUS_OK) {
         fprintf(stderr, "hadal bench kernels: %s\n", err.text);
         kern_close(b.k);
         return CMD_FAILED;
     }
-    fprintf(stderr, "%s: %s %.1f GB/s, %s %.1f GFLOP/s\n", kern_describe(b.k), b.memory_limit,
-            b.limits.read_gb_s, b.compute_limit, b.limits.gflop_s);
+    fprintf(stderr, "%s: %s %.1f GB/s, %s %.1f GFLOP/s\n", kern_describe(b.k), b.limits.memory,
+            b.limits.read_gb_s, b.limits.compute, b.limits.gflop_s);
     for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++)
         if (!strcmp(a->shape, "all") || !strcmp(a->shape, shapes[i].name))
             bench_shape(&b, &shapes[i]);

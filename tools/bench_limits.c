@@ -1,5 +1,5 @@
-// The two limits of a CPU that every figure of `hadal bench kernels` is held against. Independent
-// of kernels/: a body that is slow must not lower its own limit.
+// The two limits of a CPU or GPU that every figure of `hadal bench kernels` is held against.
+// Independent of kernels/: a body that is slow must not lower its own limit.
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdint.h>
@@ -12,6 +12,7 @@
 #endif
 
 #include "base/mem.h"
+#include "kernels/cuda_load.h"
 #include "tools/bench.h"
 
 enum { HUGE_PAGE = 2 << 20, READ_BYTES = 96 << 20, CHAINS = 12, FMA_ROUNDS = 2000000, REPEATS = 5 };
@@ -140,5 +141,24 @@ struct bench_limits bench_measure_limits(int threads)
     return (struct bench_limits){
         .read_gb_s = (double)bytes / read_s / 1e9,
         .gflop_s = fma_round_flops * FMA_ROUNDS * threads / fma_s / 1e9,
+        .memory = "memory read bandwidth",
+        .compute = "multiply-add peak",
     };
+}
+
+enum status bench_limits_of(struct kern *k, struct bench_limits *out, struct errmsg *err)
+{
+    if (kern_backend(k) != KERN_CUDA) {
+        *out = bench_measure_limits(kern_threads(k));
+        return STATUS_OK;
+    }
+    struct kern_cuda_limits l;
+    enum status s = kern_cuda_measure(k, &l, err);
+    if (s == STATUS_OK && l.tflop_s <= 0)
+        s = errmsg_set(err, STATUS_NO_DEVICE,
+                       "libcublasLt.so.13, which gives the limit of products, cannot be loaded");
+    if (s == STATUS_OK)
+        *out = (struct bench_limits){l.copy_gb_s, l.tflop_s * 1000, "device copy bandwidth",
+                                     "cuBLASLt bf16 product"};
+    return s;
 }

@@ -2,7 +2,6 @@
 // one replica of one rank. Each figure stands beside a limit measured in the same run: a step of
 // decoding reads every active weight once (those of a small model stay in the cache and may beat
 // the limit of memory), prefill multiplies each of them with every row.
-#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -193,12 +192,18 @@ static struct work count_work(const struct model_config *c, int64_t rows)
     return (struct work){row + h * c->vocab, step + h * c->vocab};
 }
 
-static int cores(const struct bench_args *a)
+static enum status limits_of(struct bench *b, struct bench_limits *out)
 {
-    cpu_set_t set;
-    if (a->threads)
-        return (int)a->threads;
-    return sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 1;
+    enum kern_backend backend;
+    struct kern *k = NULL;
+    struct kern_config config = {.threads = (int)b->a->threads};
+    enum status s = local_replica_backend(b->a->backend, &backend, &b->e);
+    if (s == STATUS_OK)
+        s = kern_open(backend, &config, &k, &b->e);
+    if (s == STATUS_OK)
+        s = bench_limits_of(k, out, &b->e);
+    kern_close(k);
+    return s;
 }
 
 static enum status report_decode(struct bench *b)
@@ -209,7 +214,10 @@ static enum status report_decode(struct bench *b)
         return s;
     const struct bench_args *a = b->a;
     double bytes = 2 * count_work(local_replica_config(b->r), a->seqs).step_elements;
-    struct bench_limits limits = bench_measure_limits(cores(a));
+    struct bench_limits limits;
+    s = limits_of(b, &limits);
+    if (s != STATUS_OK)
+        return s;
     char name[128];
     snprintf(name, sizeof name, "decode %lld seq, context %lld, %s", (long long)a->seqs,
              (long long)a->context, local_replica_describe(b->r));
@@ -231,7 +239,10 @@ static enum status report_prefill(struct bench *b)
         return s;
     const struct model_config *c = local_replica_config(b->r);
     double row = count_work(c, 1).row_elements - (double)c->hidden * c->vocab;
-    struct bench_limits limits = bench_measure_limits(cores(b->a));
+    struct bench_limits limits;
+    s = limits_of(b, &limits);
+    if (s != STATUS_OK)
+        return s;
     char name[128];
     snprintf(name, sizeof name, "prefill %lld tokens, %s", (long long)b->a->tokens,
              local_replica_describe(b->r));
@@ -274,6 +285,7 @@ static int parse(struct bench_args *a, const struct cmdline *c, int argc, char *
          "B",                                                                                      \
          .choices = "cpu|cpu-ref|cuda",                                                            \
          .help = "cpu, cpu-ref or cuda (cpu)"},                                                    \
+        {"--json", CMDLINE_FLAG, &(a).json, .help = "one JSON object per line"},                   \
         {"--threads", CMDLINE_INT, &(a).threads,                                                   \
          "N",         .max = 1024, .help = "CPU threads; 0 = all cores (0)"},                      \
     {                                                                                              \

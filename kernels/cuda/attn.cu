@@ -41,48 +41,71 @@ template <int D, int R, int V, bool MLA> struct span_block {
     static constexpr int K = D + R, K_LD = K + 8, V_LD = MLA ? K_LD : V + 8;
     static constexpr int RUN_FLOATS = RUN * K_LD + (MLA ? 0 : RUN * V_LD);
     static constexpr int Q_FLOATS = HEADS * K_LD, S_LD = RUN + 4;
-    static constexpr int FLOATS = Q_FLOATS + 2 * RUN_FLOATS + 2 * HEADS * S_LD + HEADS;
+    static constexpr int FLOATS = Q_FLOATS + 2 * RUN_FLOATS + 2 * HEADS * S_LD + HEADS + 2 * SPAN;
     static constexpr int NT = V / 64; // columns of 8 of the sums that a warp owns
     static constexpr int HALF = K / 2;
-    static_assert(V % 64 == 0 && HALF % 16 == 0, "shape");
+    static_assert(V % 64 == 0 && HALF % 16 == 0 && D % 32 == 0 && R % 32 == 0, "shape");
 
     const attn &a;
     float *q, *runs, *score, *decay; // runs: two, one being read while the other is filled
-    const int32_t *table;
+    const float **tokens;            // [SPAN]: where each token's row lies
     int pos, kv_head, head0, heads; // heads: of this block, at most HEADS
     int warp, lane, g, t;
 
-    __device__ void load_q(size_t row)
+    // Reads all before it writes any: the compiler must not think that one waits for the other.
+    __device__ __forceinline__ void load_q(size_t row)
     {
-        for (int i = threadIdx.x; i < HEADS * K; i += THREADS) {
-            int h = i / K, c = i % K;
-            float v = 0;
-            if (h < heads)
-                v = c < D ? a.q.p[row * a.q.stride + (head0 + h) * a.q_head + c]
-                          : a.q_rope.p[row * a.q_rope.stride + (head0 + h) * a.q_rope_head + c - D];
-            q[h * K_LD + c] = __uint_as_float(to_tf32(v));
+        constexpr int EACH = K / 32, ROUNDS = HEADS / (THREADS / 32);
+        float v[ROUNDS][EACH];
+#pragma unroll
+        for (int i = 0; i < ROUNDS; i++) {
+            int h = warp + i * (THREADS / 32);
+            const float *x = a.q.p + row * a.q.stride + (head0 + h) * a.q_head + lane;
+            const float *rope = a.q_rope.p + row * a.q_rope.stride +
+                                (head0 + h) * a.q_rope_head + lane - D;
+#pragma unroll
+            for (int j = 0; j < EACH; j++)
+                v[i][j] = h < heads ? (32 * j < D ? x : rope)[32 * j] : 0;
         }
+#pragma unroll
+        for (int i = 0; i < ROUNDS; i++)
+#pragma unroll
+            for (int j = 0; j < EACH; j++)
+                q[(warp + i * (THREADS / 32)) * K_LD + lane + 32 * j] =
+                    __uint_as_float(to_tf32(v[i][j]));
     }
 
-    // Keys and values of tokens first .. first + RUN - 1; those after pos repeat it, unseen.
-    __device__ void load_run(int i, int first)
+    // Tokens after pos repeat it, unseen.
+    __device__ void find_tokens(const int32_t *table, int first)
     {
-        constexpr int CHUNKS = (MLA ? K : K + V) / 4;
-        for (int j = threadIdx.x; j < RUN * CHUNKS; j += THREADS) {
-            int r = j / CHUNKS, c = j % CHUNKS * 4;
-            const float *from = token(a, table, min(first + r, pos));
-            if (c < K)
-                copy_async(runs + i * RUN_FLOATS + r * K_LD + c, from + (MLA ? 0 : kv_head * D) + c, true);
-            else
-                copy_async(runs + i * RUN_FLOATS + RUN * K_LD + r * V_LD + c - K,
-                           from + a.v_at + kv_head * V + c - K, true);
+        if (threadIdx.x < SPAN)
+            tokens[threadIdx.x] = token(a, table, min(first + (int)threadIdx.x, pos));
+    }
+
+    // Keys and values of RUN tokens, from token `at` of the span on; a warp copies whole rows.
+    __device__ __forceinline__ void load_run(int i, int at)
+    {
+        constexpr int K_CHUNKS = K / 4, CHUNKS = K_CHUNKS + (MLA ? 0 : V / 4);
+        float *to = runs + i * RUN_FLOATS;
+        for (int r = warp; r < RUN; r += THREADS / 32) {
+            const float *from = tokens[at + r], *key = from + (MLA ? 0 : kv_head * D);
+            const float *value = from + a.v_at + kv_head * V;
+#pragma unroll
+            for (int j = 0; j < (CHUNKS + 31) / 32; j++) {
+                int c = lane + 32 * j;
+                if (c < K_CHUNKS)
+                    copy_async(to + r * K_LD + 4 * c, key + 4 * c, true);
+                else if (c < CHUNKS)
+                    copy_async(to + RUN * K_LD + r * V_LD + 4 * (c - K_CHUNKS),
+                               value + 4 * (c - K_CHUNKS), true);
+            }
         }
     }
 
     // Scores of 16 heads x 8 keys over one half of the key's elements, by warp.
     __device__ __forceinline__ void multiply_keys(const float *k)
     {
-        float c[4] = {};
+        float c[4] = {}, d[4] = {}; // two chains: an instruction's result comes late
         int half = warp / 4, n = warp % 4;
         const float *qa = q + half * HALF + 4 * t, *kb = k + (8 * n + g) * K_LD + half * HALF + 4 * t;
 #pragma unroll 6
@@ -95,13 +118,13 @@ template <int D, int R, int V, bool MLA> struct span_block {
             uint32_t a1[4] = {__float_as_uint(lo.z), __float_as_uint(hi.z), __float_as_uint(lo.w),
                               __float_as_uint(hi.w)};
             mma_tf32(c, a0, to_tf32(b.x), to_tf32(b.y));
-            mma_tf32(c, a1, to_tf32(b.z), to_tf32(b.w));
+            mma_tf32(d, a1, to_tf32(b.z), to_tf32(b.w));
         }
         float *to = score + half * HEADS * S_LD + g * S_LD + 8 * n + 2 * t;
-        to[0] = c[0];
-        to[1] = c[1];
-        to[8 * S_LD] = c[2];
-        to[8 * S_LD + 1] = c[3];
+        to[0] = c[0] + d[0];
+        to[1] = c[1] + d[1];
+        to[8 * S_LD] = c[2] + d[2];
+        to[8 * S_LD + 1] = c[3] + d[3];
     }
 
     // Probabilities in place of scores; a thread keeps largest score and sum of its head, with 15
@@ -190,19 +213,19 @@ template <int D, int R, int V, bool MLA> struct span_block {
     __device__ void compute(size_t row, int span)
     {
         float top = -INFINITY, sum = 0, o[NT][4] = {};
-        int first = span * SPAN, end = min(first + SPAN, pos + 1);
-        load_run(0, first);
+        int first = span * SPAN, n = min(SPAN, pos + 1 - first);
+        load_run(0, 0);
         copy_commit();
         load_q(row);
-        for (int i = 0; first < end; i ^= 1, first += RUN) {
-            if (first + RUN < end)
-                load_run(i ^ 1, first + RUN);
+        for (int i = 0, at = 0; at < n; i ^= 1, at += RUN) {
+            if (at + RUN < n)
+                load_run(i ^ 1, at + RUN);
             copy_commit();
             copy_wait<1>();
             __syncthreads();
             multiply_keys(runs + i * RUN_FLOATS);
             __syncthreads();
-            softmax(first, &top, &sum);
+            softmax(first + at, &top, &sum);
             __syncthreads();
             multiply_values(runs + i * RUN_FLOATS, o);
             __syncthreads();
@@ -226,7 +249,7 @@ static __global__ void __launch_bounds__(THREADS) attn_span(const __grid_constan
     b.runs = smem + block_t::Q_FLOATS;
     b.score = b.runs + 2 * block_t::RUN_FLOATS;
     b.decay = b.score + 2 * HEADS * block_t::S_LD;
-    b.table = a.kv.tables + a.kv.seq[row] * a.kv.table_stride;
+    b.tokens = (const float **)(b.decay + HEADS);
     b.pos = pos;
     b.kv_head = kv_head;
     b.head0 = kv_head * a.shared + group * HEADS;
@@ -235,6 +258,8 @@ static __global__ void __launch_bounds__(THREADS) attn_span(const __grid_constan
     b.lane = threadIdx.x % 32;
     b.g = b.lane / 4;
     b.t = b.lane % 4;
+    b.find_tokens(a.kv.tables + a.kv.seq[row] * a.kv.table_stride, blockIdx.x * SPAN);
+    __syncthreads();
     b.compute(row, blockIdx.x);
 }
 
@@ -247,6 +272,7 @@ static __global__ void attn_merge(const __grid_constant__ attn a)
         return;
     for (int c = threadIdx.x; c < a.v_dim; c += blockDim.x) {
         float top = -INFINITY, sum = 0, o = 0;
+#pragma unroll 8
         for (int s = 0; s < spans; s++) {
             size_t at = ((size_t)blockIdx.y * a.spans + s) * a.heads + h;
             float2 m = a.tops[at];
@@ -283,7 +309,7 @@ template <int D, int R, int V, bool MLA> static void launch_span(struct cuda *c,
         cuda_launched(c, "attn_span");
         if (a.spans == 1)
             continue;
-        attn_merge<<<dim3((unsigned)a.heads, (unsigned)some), V < 256 ? V : 256, 0, c->stream>>>(a);
+        attn_merge<<<dim3((unsigned)a.heads, (unsigned)some), V, 0, c->stream>>>(a);
         cuda_launched(c, "attn_merge");
     }
 }

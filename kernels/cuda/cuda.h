@@ -131,7 +131,8 @@ struct cuda_mm {
     const int32_t *pieces_n; // on the device
     const int32_t *pairs;
     size_t pieces_max, piece_rows;
-    size_t x_div; // x row of pair j is j / x_div; its output row is j
+    const int32_t *ids; // experts without a plan: row i has matrix ids[i] for itself
+    size_t x_div;       // output row j is made of x row j / x_div
 };
 void cuda_mm(struct cuda *c, const struct cuda_mm *m);
 void cuda_mm_plain(struct cuda *c, const struct cuda_mm *m); // f32, f16: linear_plain.cu

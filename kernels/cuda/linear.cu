@@ -27,6 +27,7 @@ struct mm {
     int n, heads;
     const struct cuda_piece *pieces;
     const int32_t *pieces_n, *pairs;
+    const int32_t *ids; // row i has matrix ids[i] for itself
     int x_div;
 };
 
@@ -42,6 +43,8 @@ static __device__ __forceinline__ bool take_rows(const mm &m, int block_rows, so
             return false;
         cuda_piece p = m.pieces[blockIdx.y];
         *r = {p.first, p.n, p.matrix, 0};
+    } else if (m.ids) {
+        *r = {(int)blockIdx.y, 1, m.ids[blockIdx.y], 0};
     } else {
         int first = blockIdx.y * block_rows;
         *r = {first, min(block_rows, m.n - first), (int)blockIdx.z, (int)blockIdx.z};
@@ -54,7 +57,7 @@ static __device__ __forceinline__ int out_row(const mm &m, const some_rows &r, i
 }
 static __device__ __forceinline__ int x_row(const mm &m, const some_rows &r, int i)
 {
-    return m.pairs ? m.pairs[r.first + i] / m.x_div : r.first + i;
+    return (m.pairs ? m.pairs[r.first + i] : r.first + i) / m.x_div;
 }
 
 static __device__ __forceinline__ void store(const mm &m, int row, int head, int col, float y)
@@ -102,21 +105,28 @@ static __device__ __forceinline__ x_pair load_x(const mm &m, const void *row, in
     return x;
 }
 
-// One segment of the sums of a row tile: c[j] for rows 8j .. 8j + 7 of x.
-template <int NT, bool F32X, int MATRICES>
-static __device__ __forceinline__ void few_segment(const mm &m, const uint4 *const w[MATRICES],
+// Row tiles of W that a block of mm_few takes: two where many rows of x would be read for each.
+static __host__ __device__ constexpr int few_row_tiles(int nt, int matrices)
+{
+    return nt >= 4 && matrices == 1 ? 2 : 1;
+}
+
+// One segment of the sums: w[i] points to a row tile (of one or two matrices), c[i][j] for rows
+// 8j .. 8j + 7 of x.
+template <int NT, bool F32X, int TILES>
+static __device__ __forceinline__ void few_segment(const mm &m, const uint4 *const *w,
                                                    const void *const *x, int from, int to,
                                                    float (*c)[NT][4])
 {
-    constexpr int UNROLL = MATRICES * NT >= 4 ? 2 : 4; // what registers allow
+    constexpr int UNROLL = TILES * NT >= 16 ? 1 : TILES * NT >= 4 ? 2 : 4; // as registers allow
     int t = threadIdx.x & 3;
     for (int g = from; g < to; g += UNROLL) {
-        uint4 a[UNROLL][MATRICES][2];
+        uint4 a[UNROLL][TILES][2];
 #pragma unroll
         for (int u = 0; u < UNROLL; u++)
             if (g + u < to)
 #pragma unroll
-                for (int i = 0; i < MATRICES; i++) {
+                for (int i = 0; i < TILES; i++) {
                     a[u][i][0] = load_once(w[i] + (size_t)(g + u) * 64);
                     a[u][i][1] = load_once(w[i] + (size_t)(g + u) * 64 + 32);
                 }
@@ -127,7 +137,7 @@ static __device__ __forceinline__ void few_segment(const mm &m, const uint4 *con
                 for (int j = 0; j < NT; j++) {
                     x_pair b = load_x<F32X>(m, x[j], g + u, t);
 #pragma unroll
-                    for (int i = 0; i < MATRICES; i++) {
+                    for (int i = 0; i < TILES; i++) {
                         mma_bf16(c[i][j], a[u][i][0], b.hi.x, b.hi.y);
                         mma_bf16(c[i][j], a[u][i][1], b.hi.z, b.hi.w);
                         mma_bf16(c[i][j], a[u][i][0], b.lo.x, b.lo.y);
@@ -161,13 +171,15 @@ static __device__ __forceinline__ float few_reduce(float (*red)[RED_ROWS * RED_L
 }
 
 template <int NT, bool F32X, int MATRICES>
-static __global__ void __launch_bounds__(FEW_THREADS) mm_few(const __grid_constant__ mm m)
+static __global__ void __launch_bounds__(FEW_THREADS, NT * MATRICES == 1 ? 2 : 1)
+    mm_few(const __grid_constant__ mm m)
 {
     __shared__ float red[SEGMENTS][RED_ROWS * RED_LD];
+    constexpr int ROW_TILES = few_row_tiles(NT, MATRICES), TILES = MATRICES * ROW_TILES;
     some_rows r;
     if (!take_rows(m, 8 * NT, &r))
         return;
-    int warp = threadIdx.x / 32, lane = threadIdx.x % 32, tile = blockIdx.x;
+    int warp = threadIdx.x / 32, lane = threadIdx.x % 32, tile0 = blockIdx.x * ROW_TILES;
     const void *x[NT];
 #pragma unroll
     for (int j = 0; j < NT; j++) {
@@ -179,22 +191,29 @@ static __global__ void __launch_bounds__(FEW_THREADS) mm_few(const __grid_consta
                         : (const void *)(m.x_b + (row * m.heads + r.head) * 2 * m.x_ld);
         }
     }
-    size_t at = r.matrix * m.stack + (size_t)tile * m.groups * 64 + lane;
-    const uint4 *w[2] = {m.w + at, MATRICES == 2 ? m.w_up + at : NULL};
-    float c[MATRICES][NT][4] = {};
+    const uint4 *w[TILES];
+#pragma unroll
+    for (int i = 0; i < TILES; i++) { // a tile beyond the last repeats it; nothing is stored
+        int tile = min(tile0 + (MATRICES == 2 ? 0 : i), m.tiles - 1);
+        size_t at = r.matrix * m.stack + (size_t)tile * m.groups * 64 + lane;
+        w[i] = (MATRICES == 2 && i == 1 ? m.w_up : m.w) + at;
+    }
+    float c[TILES][NT][4] = {};
     int from = warp * m.seg, to = min(from + m.seg, m.groups);
-    few_segment<NT, F32X, MATRICES>(m, w, x, from, to, c);
+    few_segment<NT, F32X, TILES>(m, w, x, from, to, c);
     int segments = (m.groups + m.seg - 1) / m.seg;
     constexpr int STEP = NT < 4 ? NT : 4;
 #pragma unroll
-    for (int j = 0; j < NT; j += STEP) {
-        float y = few_reduce(red, c[0] + j, STEP, segments);
-        if (MATRICES == 2)
-            y = silu(y) * few_reduce(red, c[MATRICES - 1] + j, STEP, segments);
-        int i = 8 * j + threadIdx.x / 16, col = tile * CUDA_TILE_ROWS + threadIdx.x % 16;
-        if (threadIdx.x < STEP * 128 && i < r.n && col < m.rows)
-            store(m, out_row(m, r, i), r.head, col, y);
-    }
+    for (int k = 0; k < ROW_TILES; k++)
+#pragma unroll
+        for (int j = 0; j < NT; j += STEP) {
+            float y = few_reduce(red, c[k] + j, STEP, segments);
+            if (MATRICES == 2)
+                y = silu(y) * few_reduce(red, c[TILES - 1] + j, STEP, segments);
+            int i = 8 * j + threadIdx.x / 16, col = (tile0 + k) * CUDA_TILE_ROWS + threadIdx.x % 16;
+            if (threadIdx.x < STEP * 128 && i < r.n && col < m.rows)
+                store(m, out_row(m, r, i), r.head, col, y);
+        }
 }
 
 // ---- many rows: 128 outputs x BN rows of x a block, in steps of 64 columns
@@ -424,11 +443,21 @@ static bool x_is_direct(const struct cuda_mm *a)
            a->cols % GROUP == 0;
 }
 
+// Rows of x that a block of mm_many takes: fewer where the device would not be filled.
+static size_t many_rows(const struct cuda *c, const struct cuda_mm *a)
+{
+    size_t blocks = ((a->rows + BM - 1) / BM) * ((a->n + 127) / 128) * a->heads;
+    return 2 * blocks <= (size_t)c->sms ? 64 : 128;
+}
+
 static void launch(struct cuda *c, const struct cuda_mm *a, const mm &m, size_t block_rows,
                    bool many)
 {
-    size_t chunks = a->pieces ? a->pieces_max : (a->n + block_rows - 1) / block_rows;
-    unsigned tiles = many ? (m.tiles + BM_TILES - 1) / BM_TILES : m.tiles;
+    size_t chunks = a->pieces ? a->pieces_max
+                    : a->ids  ? a->n
+                              : (a->n + block_rows - 1) / block_rows;
+    int tiles_each = many ? BM_TILES : few_row_tiles((int)block_rows / 8, a->w_up ? 2 : 1);
+    unsigned tiles = (m.tiles + tiles_each - 1) / tiles_each;
     dim3 grid(tiles, (unsigned)chunks, (unsigned)a->heads);
     if (!many && a->w_up)
         launch_few<2>(c, m, (int)block_rows / 8, grid);
@@ -472,9 +501,10 @@ void cuda_mm(struct cuda *c, const struct cuda_mm *a)
     m.pieces_n = a->pieces_n;
     m.pairs = a->pairs;
     m.x_div = (int)a->x_div;
-    size_t rows = a->pieces ? a->piece_rows : a->n; // that share a matrix
+    m.ids = a->ids;
+    size_t rows = a->pieces ? a->piece_rows : a->ids ? 1 : a->n; // that share a matrix
     bool many = rows > 64 || (a->pieces && rows == 64);
-    size_t block_rows = a->pieces ? rows : many ? 128 : 8 * (size_t)few_tiles(rows);
+    size_t block_rows = a->pieces ? rows : many ? many_rows(c, a) : 8 * (size_t)few_tiles(rows);
     if (many || block_rows > 8 || !x_is_direct(a))
         convert_x(c, &m, a->x_rows, a->cols);
     launch(c, a, m, block_rows, many);
@@ -522,7 +552,7 @@ extern "C" void cuda_linear(struct kern *k, const struct kern_linear_args *a)
     m.bias = a->bias ? (const float *)a->bias->p : NULL;
     m.add = cuda_rows(&a->add);
     m.n = a->n;
-    m.heads = 1;
+    m.heads = m.x_div = 1;
     cuda_mm(cuda_of(k), &m);
 }
 
@@ -541,5 +571,6 @@ extern "C" void cuda_linear_heads(struct kern *k, const struct kern_linear_heads
     m.out_head = a->out_head_stride;
     m.n = a->n;
     m.heads = a->w->shape.stack;
+    m.x_div = 1;
     cuda_mm(cuda_of(k), &m);
 }

@@ -48,6 +48,10 @@ template <class T> static __global__ void mm_plain(const struct cuda_mm m)
         first = p.first;
         n = p.n;
         matrix = p.matrix;
+    } else if (m.ids) {
+        first = blockIdx.y;
+        n = 1;
+        matrix = m.ids[first];
     } else {
         first = blockIdx.y * (size_t)ROWS;
         n = m.n - first < ROWS ? (int)(m.n - first) : ROWS;
@@ -57,7 +61,7 @@ template <class T> static __global__ void mm_plain(const struct cuda_mm m)
 #pragma unroll
     for (int i = 0; i < ROWS; i++) {
         row[i] = i >= n ? 0 : m.pairs ? m.pairs[first + i] : first + i;
-        x[i] = m.x.p + (m.pairs ? row[i] / m.x_div : row[i]) * m.x.stride + head * m.x_head;
+        x[i] = m.x.p + row[i] / m.x_div * m.x.stride + head * m.x_head;
     }
     float sum[ROWS], up[ROWS];
     size_t at = matrix * m.stack_bytes;
@@ -80,7 +84,7 @@ template <class T> static __global__ void mm_plain(const struct cuda_mm m)
 
 void cuda_mm_plain(struct cuda *c, const struct cuda_mm *m)
 {
-    size_t chunks = m->pieces ? m->pieces_max : (m->n + ROWS - 1) / ROWS;
+    size_t chunks = m->pieces ? m->pieces_max : m->ids ? m->n : (m->n + ROWS - 1) / ROWS;
     dim3 grid((unsigned)((m->rows + WARPS - 1) / WARPS), (unsigned)chunks, (unsigned)m->heads);
     dim3 block(32, WARPS);
     if (m->dtype == KERN_F32)

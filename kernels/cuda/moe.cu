@@ -54,10 +54,15 @@ static size_t piece_rows(size_t pairs, size_t experts)
     return each <= 4 ? 8 : each <= 10 ? 16 : each <= 24 ? 32 : 64;
 }
 
-// Puts the plan of `ids` into m.
-static void plan_pieces(struct cuda *c, const int32_t *ids, size_t pairs, size_t experts,
+// Puts the plan of `ids` into m. One token needs none: its experts differ.
+static void plan_pieces(struct cuda *c, const int32_t *ids, size_t tokens, size_t experts,
                         struct cuda_mm *m)
 {
+    size_t pairs = m->n;
+    if (tokens == 1) {
+        m->ids = ids;
+        return;
+    }
     m->piece_rows = m->dtype == KERN_BF16 ? piece_rows(pairs, experts) : CUDA_PLAIN_ROWS;
     // A piece is either full or the last of its expert.
     size_t most = pairs / m->piece_rows + experts;
@@ -96,7 +101,7 @@ void cuda_moe_gate_up(struct kern *k, const struct kern_moe_gate_up_args *a)
     m.x_div = a->topk;
     m.out = cuda_rows(&a->out);
     m.n = a->n * a->topk;
-    plan_pieces(c, (const int32_t *)a->ids->p, m.n, a->gate->shape.stack, &m);
+    plan_pieces(c, (const int32_t *)a->ids->p, a->n, a->gate->shape.stack, &m);
     cuda_mm(c, &m);
 }
 
@@ -162,7 +167,7 @@ void cuda_moe_down(struct kern *k, const struct kern_moe_down_args *a)
         (float *)cuda_scratch(c, CUDA_ARENA_PARTIAL, m.n * m.rows * sizeof *products);
     m.out.p = products;
     m.out.stride = m.rows;
-    plan_pieces(c, (const int32_t *)a->ids->p, m.n, a->down->shape.stack, &m);
+    plan_pieces(c, (const int32_t *)a->ids->p, a->n, a->down->shape.stack, &m);
     cuda_mm(c, &m);
     combine s = {a->n,
                  a->topk,
