@@ -22,6 +22,8 @@ static enum status load_json(const char *dir, const char *name, json_t **out, st
         return errmsg_set(err, STATUS_BAD_MODEL, "%s: the path is too long", dir);
     if (stat(path, &st))
         return STATUS_OK;
+    if (!S_ISREG(st.st_mode)) // a pipe would never end
+        return errmsg_set(err, STATUS_BAD_FILE, "%s: not a regular file", path);
     if (st.st_size > CONFIG_BYTES)
         return errmsg_set(err, STATUS_BAD_FILE, "%s: %lld bytes, the limit is %d", path,
                           (long long)st.st_size, CONFIG_BYTES);

@@ -61,7 +61,7 @@ size_t st_dtype_size(enum st_dtype d)
 
 static enum status map_file(const char *path, struct mapping *out, struct errmsg *e)
 {
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); // not to wait for a pipe's writer
     if (fd < 0)
         return errmsg_set(e, errno == ENOENT ? STATUS_NOT_FOUND : status_from_errno(errno),
                           "%s: %s", path, strerror(errno));

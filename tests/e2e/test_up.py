@@ -123,6 +123,18 @@ def test_damaged_models_are_refused_by_name(tmp_path, name, change):
     assert name.split(".")[0] in error or "UnheardOf" in error, error
 
 
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "tokenizer_config.json",
+                                  "model-00001-of-00003.safetensors"])
+@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo], ids=["folder", "pipe"])
+def test_what_is_no_file_is_refused_by_name(tmp_path, name, make):
+    model = tmp_path / "model"
+    shutil.copytree(SAMPLE, model)
+    (model / name).unlink()
+    make(model / name)
+    error = fails("--http", "0", "--model", str(model), "--ready-timeout", "10")
+    assert name in error and "not ready after" not in error, error
+
+
 @pytest.mark.parametrize("command", ["up", "coordinator", "node", "chat", "ctl", "load", "tokenize", "logits", "eval",
                                      "bench"])
 def test_help_everywhere(command):
