@@ -107,18 +107,18 @@ template <int D, int R, int V, bool MLA> struct span_block {
     {
         float c[4] = {}, d[4] = {}; // two chains: an instruction's result comes late
         int half = warp / 4, n = warp % 4;
-        const float *qa = q + half * HALF + 4 * t, *kb = k + (8 * n + g) * K_LD + half * HALF + 4 * t;
-#pragma unroll 6
-        for (int i = 0; i < HALF; i += 16) { // lane t takes elements 4t .. 4t + 3 of 16
-            float4 lo = *(const float4 *)(qa + g * K_LD + i);
-            float4 hi = *(const float4 *)(qa + (g + 8) * K_LD + i);
-            float4 b = *(const float4 *)(kb + i);
-            uint32_t a0[4] = {__float_as_uint(lo.x), __float_as_uint(hi.x), __float_as_uint(lo.y),
-                              __float_as_uint(hi.y)};
-            uint32_t a1[4] = {__float_as_uint(lo.z), __float_as_uint(hi.z), __float_as_uint(lo.w),
-                              __float_as_uint(hi.w)};
-            mma_tf32(c, a0, to_tf32(b.x), to_tf32(b.y));
-            mma_tf32(d, a1, to_tf32(b.z), to_tf32(b.w));
+        const float *qa = q + half * HALF + 2 * t, *kb = k + (8 * n + g) * K_LD + half * HALF + 2 * t;
+#pragma unroll 8
+        for (int i = 0; i < HALF; i += 16) { // of 8 elements lane t takes 2t and 2t + 1: no two
+#pragma unroll
+            for (int e = 0; e < 2; e++) { // lanes of a load meet in a bank
+                float2 lo = *(const float2 *)(qa + g * K_LD + i + 8 * e);
+                float2 hi = *(const float2 *)(qa + (g + 8) * K_LD + i + 8 * e);
+                float2 b = *(const float2 *)(kb + i + 8 * e);
+                uint32_t a0[4] = {__float_as_uint(lo.x), __float_as_uint(hi.x),
+                                  __float_as_uint(lo.y), __float_as_uint(hi.y)};
+                mma_tf32(e ? d : c, a0, to_tf32(b.x), to_tf32(b.y));
+            }
         }
         float *to = score + half * HEADS * S_LD + g * S_LD + 8 * n + 2 * t;
         to[0] = c[0] + d[0];

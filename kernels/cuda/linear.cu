@@ -119,6 +119,7 @@ static __device__ __forceinline__ void few_segment(const mm &m, const uint4 *con
                                                    float (*c)[NT][4])
 {
     constexpr int UNROLL = TILES * NT >= 16 ? 1 : TILES * NT >= 4 ? 2 : 4; // as registers allow
+    constexpr int PAIR = NT > 1 ? 2 : 1;
     int t = threadIdx.x & 3;
     for (int g = from; g < to; g += UNROLL) {
         uint4 a[UNROLL][TILES][2];
@@ -134,15 +135,21 @@ static __device__ __forceinline__ void few_segment(const mm &m, const uint4 *con
         for (int u = 0; u < UNROLL; u++)
             if (g + u < to)
 #pragma unroll
-                for (int j = 0; j < NT; j++) {
-                    x_pair b = load_x<F32X>(m, x[j], g + u, t);
+                for (int j = 0; j < NT; j += PAIR) {
+                    x_pair b[PAIR];
 #pragma unroll
-                    for (int i = 0; i < TILES; i++) {
-                        mma_bf16(c[i][j], a[u][i][0], b.hi.x, b.hi.y);
-                        mma_bf16(c[i][j], a[u][i][1], b.hi.z, b.hi.w);
-                        mma_bf16(c[i][j], a[u][i][0], b.lo.x, b.lo.y);
-                        mma_bf16(c[i][j], a[u][i][1], b.lo.z, b.lo.w);
-                    }
+                    for (int k = 0; k < PAIR; k++)
+                        b[k] = load_x<F32X>(m, x[j + k], g + u, t);
+#pragma unroll
+                    for (int h = 0; h < 4; h++) // no two neighbours add to the same sum
+#pragma unroll
+                        for (int i = 0; i < TILES; i++)
+#pragma unroll
+                            for (int k = 0; k < PAIR; k++) {
+                                const uint4 &v = h < 2 ? b[k].hi : b[k].lo;
+                                mma_bf16(c[i][j + k], a[u][i][h % 2], h % 2 ? v.z : v.x,
+                                         h % 2 ? v.w : v.y);
+                            }
                 }
     }
 }
@@ -284,16 +291,22 @@ template <int BN, int MATRICES> struct many {
 #pragma unroll
         for (int part = 0; part < 2; part++) // of an activation
 #pragma unroll
-            for (int j = 0; j < WARP_NT; j++) {
-                uint4 b = xs[part * BN * 8 +
-                             x_chunk(wn * (BN / 2) + 8 * j + lane / 4, 4 * g + lane % 4)];
+            for (int j = 0; j < WARP_NT; j += 4) {
+                uint4 b[4];
 #pragma unroll
-                for (int i = 0; i < MATRICES; i++)
+                for (int k = 0; k < 4; k++)
+                    b[k] = xs[part * BN * 8 +
+                              x_chunk(wn * (BN / 2) + 8 * (j + k) + lane / 4, 4 * g + lane % 4)];
 #pragma unroll
-                    for (int mt = 0; mt < 2; mt++) {
-                        mma_bf16(c[i][mt][j], w[i][mt][0], b.x, b.y);
-                        mma_bf16(c[i][mt][j], w[i][mt][1], b.z, b.w);
-                    }
+                for (int h = 0; h < 2; h++) // no two neighbours add to the same sum
+#pragma unroll
+                    for (int i = 0; i < MATRICES; i++)
+#pragma unroll
+                        for (int mt = 0; mt < 2; mt++)
+#pragma unroll
+                            for (int k = 0; k < 4; k++)
+                                mma_bf16(c[i][mt][j + k], w[i][mt][h], h ? b[k].z : b[k].x,
+                                         h ? b[k].w : b[k].y);
             }
     }
 };
