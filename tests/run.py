@@ -1,7 +1,8 @@
 """Runs all of Hadal's tests and counts their cases; called by tools/test.
 
-Parts, in order: release build (warnings are errors), its cmocka programs, the same unit and
-simulator programs under ASan and UBSan, the layer law, the end-to-end suites. A part that cannot be
+Parts, in order: release build (warnings are errors), its cmocka programs, the layer law, the
+end-to-end suites, verbs in an emulated machine with software RoCE (tests/rdma-vm), the unit and
+simulator programs again under ASan and UBSan. A part that cannot be
 built, crashes or runs out of time counts as a failed case. Everything has a time limit.
 """
 
@@ -18,7 +19,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 BUDGET_S = 590  # of everything together
-PARTS = ["unit", "sim", "layers", "e2e", "sanitize"]
+PARTS = ["unit", "sim", "layers", "e2e", "rdma", "sanitize"]
 PYTEST_OF = {"layers": "tests/layers", "e2e": "tests/e2e"}
 START = time.monotonic()
 
@@ -181,7 +182,14 @@ def part_sanitize(args, tally):
 
 def part_meson(args, tally, which):
     folder = Path(args.build).resolve()
-    suites = [s for s in suites_of(folder) if (s == "sim") == (which == "sim") and s != "bench"]
+    built, own = suites_of(folder), {"sim": "sim", "rdma": "rdma-vm"}
+    if which in own:
+        suites = [s for s in built if s == own[which]]
+    else:
+        suites = [s for s in built if s not in own.values() and s != "bench"]
+    if not suites and which == "rdma":
+        tally.skipped.append((which, "built without the headers of libibverbs and librdmacm"))
+        return
     if not suites:
         tally.fail(which, "no such test suite is built")
         return
@@ -222,11 +230,11 @@ def part_pytest(args, tally, part):
 
 def main():
     parser = argparse.ArgumentParser(prog="tools/test", description="Builds Hadal and runs all its tests.")
-    parser.add_argument("--quick", action="store_true", help="no sanitizer build, fewer rounds end to end")
+    parser.add_argument("--quick", action="store_true", help="no sanitizer build, no RDMA machine, fewer rounds end to end")
     parser.add_argument("--only", choices=PARTS, action="append", help="only this part; may be given several times")
     parser.add_argument("--build", default=str(ROOT / "build"), metavar="DIR", help="build folder (default: build)")
     args = parser.parse_args()
-    parts = args.only or [p for p in PARTS if not (args.quick and p == "sanitize")]
+    parts = args.only or [p for p in PARTS if not (args.quick and p in ("rdma", "sanitize"))]
     tally = Tally()
     built = True
     if set(parts) - {"sanitize"}:

@@ -280,7 +280,7 @@ static int run_member(int in, int out)
 // kill -9 of a process in the middle of gathers.
 static void test_killed_process(void **state)
 {
-    for (int round = 0; round < 5; round++) {
+    for (int round = 0; round < world_rounds(5); round++) {
         int there[2], back[2];
         assert_int_equal(pipe(there) | pipe(back), 0);
         pid_t pid = spawn_member(there[0], back[1]);

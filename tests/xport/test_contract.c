@@ -42,7 +42,8 @@ static void test_hello(void **state)
 // overwritten.
 static void test_order_and_visibility(void **state)
 {
-    enum { N = 3000, SLOT = 16384, AHEAD = 100 };
+    enum { SLOT = 16384, AHEAD = 100 };
+    const int N = world_rounds(3000);
     struct end *a, *b;
     pair_open(&a, &b, NULL);
     uint8_t *src = mem_alloc(AHEAD * SLOT);

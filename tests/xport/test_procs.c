@@ -96,7 +96,7 @@ static void reap(pid_t pid)
 
 static void test_writer_is_killed(void **state)
 {
-    for (int round = 0; round < 8; round++) {
+    for (int round = 0; round < world_rounds(8); round++) {
         struct end *b = end_open(NULL);
         pid_t pid = spawn("writes", xport_address(b->x));
         uint64_t deadline = now_us() + 10000000, killed = 0;
@@ -131,7 +131,7 @@ static void test_writer_is_killed(void **state)
 // Every write that was accepted ends, and then the link, once; the dead leave nothing behind.
 static void run_reader_is_killed(bool polls)
 {
-    for (int round = 0; round < 6; round++) {
+    for (int round = 0; round < world_rounds(6); round++) {
         int fds[2];
         assert_int_equal(pipe(fds), 0);
         char fd[16];
