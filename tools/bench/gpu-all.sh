@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Everything that is shown on one GPU, in one run: the tests of the CUDA body, compute-sanitizer over
-# the op tests, accuracy of the sample model, and each op against the limits of the device. The
-# figures go to OUT/gpu.csv: date, commit, machine, case, metric, value, unit, limit, limit value,
-# share. Exit status 1 when a test fails; figures are written all the same.
+# the op tests, accuracy of the sample model, the service under load with a worker killed, and each
+# op against the limits of the device. The figures go to OUT/gpu.csv: date, commit, machine, case,
+# metric, value, unit, limit, limit value, share. Exit status 1 when a test fails; the figures are
+# written all the same.
 #
 #   tools/bench/gpu-all.sh BUILD OUT      BUILD: build folder (hadal, tests/kern, kernels/cuda)
 #   COMMIT=abc tools/bench/gpu-all.sh ... where there is no git
@@ -37,10 +38,33 @@ if [ "${SANITIZE:-yes}" = yes ]; then
     for t in rows linear moe attn; do
         HADAL_KERN_BODY=cuda check "memcheck-$t" compute-sanitizer --tool memcheck --error-exitcode 9 \
             "$build/tests/kern/test_kern_$t"
+        HADAL_KERN_BODY=cuda check "racecheck-$t" compute-sanitizer --tool racecheck --error-exitcode 9 \
+            "$build/tests/kern/test_kern_$t"
     done
 fi
 check eval "$build/hadal" eval --model models/sample --backend cuda
 cat "$out/eval.log"
+
+# The whole service: 64 streams, every answer compared with an unloaded one, a worker killed.
+service() {
+    "$build/hadal" up --model models/sample --backend cuda --replicas 2 --stages 2 --http 18080 \
+        --ready-timeout 60 >"$out/up.log" 2>&1 &
+    local up=$! rc=1
+    for _ in $(seq 240); do
+        grep -q '^ready' "$out/up.log" && break
+        sleep 0.25
+    done
+    grep -q '^ready' "$out/up.log" && "$build/hadal" load --url http://127.0.0.1:18080 \
+        --concurrency 64 --requests 300 --verify --fault 'at 1s kill busy'
+    rc=$?
+    kill -INT $up && wait $up || rc=1
+    return $rc
+}
+if service >"$out/service.log" 2>&1; then echo "ok      service"; else
+    echo "FAILED  service"
+    failed=1
+fi
+cat "$out/service.log"
 
 {
     for s in $shapes; do
