@@ -3,8 +3,8 @@
 // verbs, simulated; all pass one conformance suite (tests/xport).
 //
 // Contract, the same for every body:
-//  * A write is accepted (STATUS_OK) or refused with nothing done: STATUS_FULL is back-pressure (too
-//    many writes under way; poll, then try again), STATUS_LINK_DOWN: the link is dead for good.
+//  * A write is accepted (STATUS_OK) or refused with nothing done. STATUS_FULL is back-pressure: too
+//    many are under way, poll, then try again. STATUS_LINK_DOWN: the link is dead for good.
 //  * Every accepted write ends in exactly one XPORT_WRITE_DONE event with its `user` pointer, also
 //    when the link dies or is closed (status < 0 then). Its source bytes are borrowed until then.
 //  * Writes of one link arrive in order. When the peer sees the notice, the data of that write and
@@ -64,9 +64,9 @@ void xport_close(struct xport *x);
 const char *xport_address(const struct xport *x);
 
 // Memory that peers may write into. `base` is owned by the xport (shared memory must be mapped by
-// both sides), zeroed, page aligned, valid until xport_close. `region` (small integer, chosen by the
-// caller, unique per xport) is the name that peers use. Verbs: also the fastest source of writes,
-// as any other must be copied.
+// both sides), zeroed, page aligned, valid until xport_close. `region` (small integer, chosen by
+// the caller, unique per xport) is the name that peers use. Verbs: also the fastest source of
+// writes, as any other must be copied.
 enum { XPORT_REGIONS_MAX = 128 };
 enum status xport_region_create(struct xport *x, uint32_t region, size_t bytes, void **base_out,
                                 struct errmsg *e);
@@ -81,8 +81,9 @@ void xport_region_destroy(struct xport *x, uint32_t region);
 // no link free over there) follows for this link. STATUS_FULL: max_links reached here.
 enum status xport_connect(struct xport *x, const char *address, const void *hello, size_t hello_n,
                           void *user, struct xlink **link_out, struct errmsg *e);
-// Every write under way ends with STATUS_CANCELLED at the latest at the next poll (verbs: as soon as
-// the device has let go of its source, microseconds later); no LINK_DOWN event follows. The pointer is dead after the events of its writes were polled.
+// Every write under way ends with STATUS_CANCELLED at the latest at the next poll (verbs: as soon
+// as the device has let go of its source, microseconds later); no LINK_DOWN event follows. The
+// pointer is dead after the events of its writes were polled.
 void xlink_close(struct xlink *l);
 void *xlink_user(const struct xlink *l);
 void xlink_set_user(struct xlink *l, void *user);
