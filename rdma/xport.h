@@ -3,8 +3,8 @@
 // verbs, simulated; all pass one conformance suite (tests/xport).
 //
 // Contract, the same for every body:
-//  * A write is accepted (STATUS_OK) or refused with nothing done. STATUS_FULL is back-pressure: too
-//    many are under way, poll, then try again. STATUS_LINK_DOWN: the link is dead for good.
+//  * A write is accepted (STATUS_OK) or refused with nothing done. STATUS_FULL is back-pressure:
+//    too many are under way, poll, then try again. STATUS_LINK_DOWN: the link is dead for good.
 //  * Every accepted write ends in exactly one XPORT_WRITE_DONE event with its `user` pointer, also
 //    when the link dies or is closed (status < 0 then). Its source bytes are borrowed until then.
 //  * Writes of one link arrive in order. When the peer sees the notice, the data of that write and
