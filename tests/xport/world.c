@@ -144,14 +144,24 @@ static int poll_all(struct end *const *ends, int ends_n)
     return n;
 }
 
+static void tell_downs(struct end *const *ends, int ends_n)
+{
+    for (int i = 0; i < ends_n; i++)
+        if (ends[i]->downs > 0)
+            fprintf(stderr, "end %d of %d: %d links up, %d down, the last for %s\n", i, ends_n,
+                    ends[i]->ups, ends[i]->downs, status_name(ends[i]->down));
+}
+
 void pump(struct end *const *ends, int ends_n, const int *n, int want)
 {
     uint64_t limit_s = world_kind == XPORT_VERBS ? 15 : 5, start = now_us();
     while (*n < want) {
         if (poll_all(ends, ends_n) == 0)
             xport_wait(ends[0]->x, 1);
-        if (now_us() - start > limit_s * 1000000)
+        if (now_us() - start > limit_s * 1000000) {
+            tell_downs(ends, ends_n);
             fail_msg("counted %d of %d events within %d s", *n, want, (int)limit_s);
+        }
     }
 }
 
