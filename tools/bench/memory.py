@@ -31,7 +31,7 @@ def load(cluster, requests, seed):
 def main():
     parser = argparse.ArgumentParser(prog="tools/bench/memory.sh")
     parser.add_argument("--requests", type=int, default=2000)
-    parser.add_argument("--warmup", type=int, default=200)
+    parser.add_argument("--warmup", type=int, default=2400)
     parser.add_argument("--engine", default="model", choices=["model", "mock"])
     parser.add_argument("--dry", action="store_true")
     args = parser.parse_args()
