@@ -133,11 +133,6 @@ uint32_t lane_hub_ranks(const struct lane_hub *h)
     return h->group.ranks;
 }
 
-struct xport_stats lane_hub_stats(const struct lane_hub *h)
-{
-    return xport_stats_get(h->x);
-}
-
 // --- regions and routes ---
 
 // 12 bits of the epoch, 6 of the channel, 10 of the sender: no frame of the epoch before can name a

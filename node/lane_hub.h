@@ -69,7 +69,6 @@ bool lane_hub_aborted(const struct lane_hub *h);
 
 uint32_t lane_hub_rank(const struct lane_hub *h);
 uint32_t lane_hub_ranks(const struct lane_hub *h);
-struct xport_stats lane_hub_stats(const struct lane_hub *h);
 
 // --- for lanes and comms ---
 

@@ -14,7 +14,7 @@
 #include "base/mem.h"
 #include "node/worker_state.h"
 
-enum { CONNECT_TIMEOUT_MS = 10000, IDLE_WAIT_MS = 1000, PLAN_BYTES_MAX = 64 << 20 };
+enum { CONNECT_TIMEOUT_MS = 10000, IDLE_WAIT_MS = 1000 };
 
 // ---- events to the owner
 // --------------------------------------------------------------------------
@@ -263,7 +263,7 @@ struct slots_config worker_limits(const struct worker *w)
                                  .vocab = (uint32_t)m->config.vocab};
 }
 
-// A plan that opens every slot with a full history would be larger than anything that happens.
+// The scheduler bounds what one plan opens to one context in all.
 static size_t plan_bytes_max(const struct worker *w)
 {
     struct step_plan_limits limits = {
@@ -272,8 +272,7 @@ static size_t plan_bytes_max(const struct worker *w)
         .max_context = (uint32_t)w->state->shard->max_context,
         .block_tokens = (uint32_t)w->state->shard->block_tokens,
     };
-    size_t n = step_plan_max_bytes(&limits);
-    return n < PLAN_BYTES_MAX ? n : PLAN_BYTES_MAX;
+    return step_plan_max_bytes(&limits);
 }
 
 size_t worker_hidden_bytes(const struct worker *w, size_t rows)
@@ -360,7 +359,8 @@ static enum status choose_hub(struct worker *w, const struct msg_link *l, enum x
     bool want_shm = f->transport == TRANSPORT_AUTO || f->transport == TRANSPORT_SHM;
     bool want_tcp = f->transport == TRANSPORT_AUTO || f->transport == TRANSPORT_TCP;
     if (f->transport == TRANSPORT_VERBS)
-        return errmsg_set(e, STATUS_NO_DEVICE, "transport: no verbs device on this host");
+        return errmsg_set(e, STATUS_UNSUPPORTED,
+                          "transport: nodes do not offer verbs; auto, shm or tcp");
     if (want_shm && shm && w->hubs[XPORT_SHM])
         *kind_out = XPORT_SHM;
     else if (want_tcp && tcp && w->hubs[XPORT_TCP])
