@@ -42,6 +42,16 @@ int kern_threads(const struct kern *k)
     return k->threads;
 }
 
+enum kern_dtype kern_act_dtype(const struct kern *k)
+{
+    return k->act;
+}
+
+enum kern_dtype kern_kv_dtype(const struct kern *k)
+{
+    return k->kv;
+}
+
 enum status kern_sync(struct kern *k)
 {
     return k->device->sync(k);
@@ -54,6 +64,7 @@ enum { BUF_ELEMENTS_MAX_LOG2 = 44 }; // keeps every byte count and offset far fr
 enum status kern_buf_create(struct kern *k, enum kern_dtype dtype, size_t n,
                             struct kern_buf **buf_out)
 {
+    assert(dtype != KERN_FP8 && dtype != KERN_INT8);
     if (n >> BUF_ELEMENTS_MAX_LOG2)
         return STATUS_NO_MEMORY;
     struct kern_buf *b = mem_zalloc(1, sizeof *b);
@@ -127,13 +138,14 @@ enum status kern_weight_create(struct kern *k, const struct kern_weight_args *ar
                                struct kern_weight **weight_out)
 {
     assert(args->stack && args->rows && args->cols && args->dtype != KERN_I32);
-    assert(args->kind != KERN_WEIGHT_TABLE || args->stack == 1);
+    bool scaled = args->dtype == KERN_FP8 || args->dtype == KERN_INT8;
+    assert(args->kind != KERN_WEIGHT_TABLE || (args->stack == 1 && !scaled));
     size_t matrix, all;
     if (__builtin_mul_overflow(args->rows, args->cols, &matrix) ||
         __builtin_mul_overflow(matrix, args->stack, &all) || all >> BUF_ELEMENTS_MAX_LOG2)
         return STATUS_NO_MEMORY;
     struct kern_weight *w = mem_zalloc(1, sizeof *w);
-    *w = (struct kern_weight){.k = k, .shape = *args};
+    *w = (struct kern_weight){.k = k, .shape = *args, .held = args->dtype};
     enum status s = k->device->weight_alloc(w);
     if (s != STATUS_OK) {
         free(w);
@@ -168,21 +180,49 @@ void kern_weight_fill(struct kern_weight *w, const struct kern_fill_args *args)
         w->k->device->weight_fill(w, &a);
 }
 
+void kern_weight_fill_scales(struct kern_weight *w, const struct kern_scales_args *args)
+{
+    struct kern_scales_args a = *args;
+    const struct kern_weight_args *shape = &w->shape;
+    assert(a.s < shape->stack && a.row0 <= shape->rows && a.rows <= shape->rows - a.row0);
+    assert(shape->dtype == KERN_FP8 || shape->dtype == KERN_INT8);
+    if (shape->dtype == KERN_FP8) {
+        size_t blocks = (shape->cols + KERN_SCALE_BLOCK - 1) / KERN_SCALE_BLOCK;
+        assert(a.row0 % KERN_SCALE_BLOCK == 0);
+        assert(a.rows % KERN_SCALE_BLOCK == 0 || a.row0 + a.rows == shape->rows);
+        if (!a.row_stride)
+            a.row_stride = blocks;
+        assert(a.row_stride >= blocks);
+    }
+    if (a.rows)
+        w->k->device->weight_fill_scales(w, &a);
+}
+
 // ---- checks of operands
 
-// n rows of `width` elements lie inside the buffer.
-static void check_view(const struct kern *k, const struct kern_view *v, size_t n, size_t width)
+enum operand { ACT, F32, ANY };
+
+static bool fits(const struct kern *k, const struct kern_buf *b, enum operand kind)
 {
-    assert(v->buf && v->buf->k == k && v->buf->dtype == KERN_F32);
+    return b && b->k == k &&
+           ((b->dtype == KERN_F32 && kind != ACT) || (b->dtype == k->act && kind != F32));
+}
+
+// n rows of `width` elements lie inside the buffer.
+static void check_view(const struct kern *k, const struct kern_view *v, enum operand kind, size_t n,
+                       size_t width)
+{
+    assert(fits(k, v->buf, kind));
     assert(n == 1 || (v->stride && n - 1 <= v->buf->n / v->stride));
     size_t span = (n == 1 ? 0 : (n - 1) * v->stride) + width;
     check_range(v->buf, v->at, span);
 }
 
-static void check_optional(const struct kern *k, const struct kern_view *v, size_t n, size_t width)
+static void check_optional(const struct kern *k, const struct kern_view *v, enum operand kind,
+                           size_t n, size_t width)
 {
     if (v->buf)
-        check_view(k, v, n, width);
+        check_view(k, v, kind, n, width);
 }
 
 static void check_vector(const struct kern *k, const struct kern_buf *b, enum kern_dtype dtype,
@@ -201,7 +241,7 @@ static void check_batch(const struct kern *k, const struct kern_batch *b, const 
     check_vector(k, b->seq, KERN_I32, b->n);
     check_vector(k, b->pos, KERN_I32, b->n);
     check_vector(k, b->tables, KERN_I32, b->seqs * b->table_stride);
-    assert(kv->buf && kv->buf->k == k && kv->buf->dtype == KERN_F32);
+    assert(kv->buf && kv->buf->k == k && kv->buf->dtype == k->kv);
     assert(kv->block_tokens && kv->width);
     assert(b->keys_max && (b->keys_max - 1) / kv->block_tokens < b->table_stride);
     size_t elements;
@@ -226,7 +266,7 @@ void kern_embed(struct kern *k, const struct kern_embed_args *a)
     assert(a->table && a->table->k == k && a->table->shape.kind == KERN_WEIGHT_TABLE);
     assert(a->ids && a->ids->k == k && a->ids->dtype == KERN_I32);
     check_range(a->ids, a->ids_at, a->n);
-    check_view(k, &a->out, a->n, a->table->shape.cols);
+    check_view(k, &a->out, F32, a->n, a->table->shape.cols);
     k->compute->embed(k, a);
 }
 
@@ -235,9 +275,10 @@ void kern_gather_rows(struct kern *k, const struct kern_gather_args *a)
     if (!a->n)
         return;
     assert(a->x_rows);
-    check_view(k, &a->x, a->x_rows, a->dim);
+    check_view(k, &a->x, ANY, a->x_rows, a->dim);
     check_vector(k, a->rows, KERN_I32, a->n);
-    check_view(k, &a->out, a->n, a->dim);
+    check_view(k, &a->out, ANY, a->n, a->dim);
+    assert(a->x.buf->dtype == a->out.buf->dtype);
     k->compute->gather_rows(k, a);
 }
 
@@ -249,8 +290,8 @@ void kern_rmsnorm(struct kern *k, const struct kern_rmsnorm_args *args)
     if (!a.heads)
         a.heads = 1;
     assert(a.dim);
-    check_view(k, &a.x, a.n, heads_width(a.heads, a.x_head_stride, a.dim));
-    check_view(k, &a.out, a.n, heads_width(a.heads, a.out_head_stride, a.dim));
+    check_view(k, &a.x, ANY, a.n, heads_width(a.heads, a.x_head_stride, a.dim));
+    check_view(k, &a.out, ANY, a.n, heads_width(a.heads, a.out_head_stride, a.dim));
     check_vector(k, a.gamma, KERN_F32, a.dim);
     k->compute->rmsnorm(k, &a);
 }
@@ -261,9 +302,9 @@ void kern_linear(struct kern *k, const struct kern_linear_args *a)
         return;
     check_matrix(k, a->w);
     assert(a->w->shape.stack == 1);
-    check_view(k, &a->x, a->n, a->w->shape.cols);
-    check_view(k, &a->out, a->n, a->w->shape.rows);
-    check_optional(k, &a->add, a->n, a->w->shape.rows);
+    check_view(k, &a->x, ACT, a->n, a->w->shape.cols);
+    check_view(k, &a->out, ANY, a->n, a->w->shape.rows);
+    check_optional(k, &a->add, F32, a->n, a->w->shape.rows);
     if (a->bias)
         check_vector(k, a->bias, KERN_F32, a->w->shape.rows);
     k->compute->linear(k, a);
@@ -275,8 +316,8 @@ void kern_linear_heads(struct kern *k, const struct kern_linear_heads_args *a)
         return;
     check_matrix(k, a->w);
     const struct kern_weight_args *s = &a->w->shape;
-    check_view(k, &a->x, a->n, heads_width(s->stack, a->x_head_stride, s->cols));
-    check_view(k, &a->out, a->n, heads_width(s->stack, a->out_head_stride, s->rows));
+    check_view(k, &a->x, ACT, a->n, heads_width(s->stack, a->x_head_stride, s->cols));
+    check_view(k, &a->out, ACT, a->n, heads_width(s->stack, a->out_head_stride, s->rows));
     k->compute->linear_heads(k, a);
 }
 
@@ -284,9 +325,9 @@ void kern_add(struct kern *k, const struct kern_add_args *a)
 {
     if (!a->n)
         return;
-    check_view(k, &a->a, a->n, a->dim);
-    check_view(k, &a->b, a->n, a->dim);
-    check_view(k, &a->out, a->n, a->dim);
+    check_view(k, &a->a, F32, a->n, a->dim);
+    check_view(k, &a->b, F32, a->n, a->dim);
+    check_view(k, &a->out, F32, a->n, a->dim);
     k->compute->add(k, a);
 }
 
@@ -294,9 +335,10 @@ void kern_silu_mul(struct kern *k, const struct kern_silu_mul_args *a)
 {
     if (!a->n)
         return;
-    check_view(k, &a->gate, a->n, a->dim);
-    check_view(k, &a->up, a->n, a->dim);
-    check_view(k, &a->out, a->n, a->dim);
+    check_view(k, &a->gate, ANY, a->n, a->dim);
+    check_view(k, &a->up, ANY, a->n, a->dim);
+    assert(a->gate.buf->dtype == a->up.buf->dtype);
+    check_view(k, &a->out, ACT, a->n, a->dim);
     k->compute->silu_mul(k, a);
 }
 
@@ -306,7 +348,7 @@ void kern_rope(struct kern *k, const struct kern_rope_args *a)
         return;
     assert(a->dim && a->dim % 2 == 0 && a->positions);
     assert(a->positions <= ((size_t)1 << BUF_ELEMENTS_MAX_LOG2) / a->dim);
-    check_view(k, &a->x, a->n, heads_width(a->heads, a->head_stride, a->dim));
+    check_view(k, &a->x, ANY, a->n, heads_width(a->heads, a->head_stride, a->dim));
     check_vector(k, a->table, KERN_F32, a->positions * a->dim);
     check_vector(k, a->pos, KERN_I32, a->n);
     k->compute->rope(k, a);
@@ -318,8 +360,8 @@ void kern_kv_write(struct kern *k, const struct kern_kv_write_args *a)
         return;
     assert(a->a_dim + a->b_dim == a->kv.width);
     check_batch(k, a->batch, &a->kv);
-    check_view(k, &a->a, a->batch->n, a->a_dim);
-    check_view(k, &a->b, a->batch->n, a->b_dim);
+    check_view(k, &a->a, ACT, a->batch->n, a->a_dim);
+    check_view(k, &a->b, ACT, a->batch->n, a->b_dim);
     k->compute->kv_write(k, a);
 }
 
@@ -330,9 +372,9 @@ void kern_attn_mla(struct kern *k, const struct kern_attn_mla_args *a)
         return;
     assert(a->kv.width == a->kv_lora + a->rope_dim && a->kv_lora && a->rope_dim);
     check_batch(k, a->batch, &a->kv);
-    check_view(k, &a->q_latent, n, heads_width(a->heads, a->q_latent_head_stride, a->kv_lora));
-    check_view(k, &a->q_rope, n, heads_width(a->heads, a->q_rope_head_stride, a->rope_dim));
-    check_view(k, &a->out, n, a->heads * a->kv_lora);
+    check_view(k, &a->q_latent, ACT, n, heads_width(a->heads, a->q_latent_head_stride, a->kv_lora));
+    check_view(k, &a->q_rope, ACT, n, heads_width(a->heads, a->q_rope_head_stride, a->rope_dim));
+    check_view(k, &a->out, ACT, n, a->heads * a->kv_lora);
     k->compute->attn_mla(k, a);
 }
 
@@ -344,8 +386,8 @@ void kern_attn_gqa(struct kern *k, const struct kern_attn_gqa_args *a)
     assert(a->kv_heads && a->head_dim && a->heads && a->heads % a->kv_heads == 0);
     assert(a->kv.width == 2 * a->kv_heads * a->head_dim);
     check_batch(k, a->batch, &a->kv);
-    check_view(k, &a->q, n, a->heads * a->head_dim);
-    check_view(k, &a->out, n, a->heads * a->head_dim);
+    check_view(k, &a->q, ACT, n, a->heads * a->head_dim);
+    check_view(k, &a->out, ACT, n, a->heads * a->head_dim);
     k->compute->attn_gqa(k, a);
 }
 
@@ -360,7 +402,7 @@ void kern_router(struct kern *k, const struct kern_router_args *args)
            a.experts <= KERN_EXPERTS_MAX);
     assert(a.experts % a.groups == 0);
     assert(a.groups == 1 || (a.topk_groups && a.topk_groups <= a.groups));
-    check_view(k, &a.logits, a.n, a.experts);
+    check_view(k, &a.logits, F32, a.n, a.experts);
     assert(!a.bias || a.kind == KERN_ROUTER_SIGMOID);
     if (a.bias)
         check_vector(k, a.bias, KERN_F32, a.experts);
@@ -379,9 +421,9 @@ void kern_moe_gate_up(struct kern *k, const struct kern_moe_gate_up_args *a)
     assert(g->stack == u->stack && g->rows == u->rows && g->cols == u->cols);
     assert(g->dtype == u->dtype && a->topk && a->topk <= g->stack);
     assert(a->topk <= KERN_TOPK_MAX && g->stack <= KERN_EXPERTS_MAX);
-    check_view(k, &a->x, a->n, g->cols);
+    check_view(k, &a->x, ACT, a->n, g->cols);
     check_vector(k, a->ids, KERN_I32, a->n * a->topk);
-    check_view(k, &a->out, a->n * a->topk, g->rows);
+    check_view(k, &a->out, ACT, a->n * a->topk, g->rows);
     k->compute->moe_gate_up(k, a);
 }
 
@@ -393,12 +435,12 @@ void kern_moe_down(struct kern *k, const struct kern_moe_down_args *a)
     const struct kern_weight_args *d = &a->down->shape;
     assert(a->topk && a->topk <= d->stack);
     assert(a->topk <= KERN_TOPK_MAX && d->stack <= KERN_EXPERTS_MAX);
-    check_view(k, &a->h, a->n * a->topk, d->cols);
+    check_view(k, &a->h, ACT, a->n * a->topk, d->cols);
     check_vector(k, a->ids, KERN_I32, a->n * a->topk);
     check_vector(k, a->weights, KERN_F32, a->n * a->topk);
-    check_optional(k, &a->shared, a->n, d->rows);
-    check_optional(k, &a->residual, a->n, d->rows);
-    check_view(k, &a->out, a->n, d->rows);
+    check_optional(k, &a->shared, F32, a->n, d->rows);
+    check_optional(k, &a->residual, F32, a->n, d->rows);
+    check_view(k, &a->out, F32, a->n, d->rows);
     k->compute->moe_down(k, a);
 }
 
@@ -407,7 +449,7 @@ void kern_argmax(struct kern *k, const struct kern_argmax_args *a)
     if (!a->n)
         return;
     assert(a->dim && a->dim <= INT32_MAX);
-    check_view(k, &a->x, a->n, a->dim);
+    check_view(k, &a->x, F32, a->n, a->dim);
     check_vector(k, a->out, KERN_I32, a->n);
     k->compute->argmax(k, a);
 }

@@ -29,7 +29,9 @@ struct kern_buf;    // device memory: a flat array of one dtype
 struct kern_weight; // a stack of matrices in the backend's own packed form
 
 enum kern_backend { KERN_CPU_REF, KERN_CPU, KERN_CUDA };
-enum kern_dtype { KERN_F32, KERN_BF16, KERN_F16, KERN_I32 };
+// KERN_FP8 (e4m3, a scale per block of 128x128) and KERN_INT8 (a scale per row) are for weights
+// only.
+enum kern_dtype { KERN_F32, KERN_BF16, KERN_F16, KERN_I32, KERN_FP8, KERN_INT8 };
 // Vector instructions of the CPU body. Results are bit-equal whatever is chosen.
 enum kern_isa { KERN_ISA_BEST, KERN_ISA_PORTABLE, KERN_ISA_AVX2, KERN_ISA_AVX512 };
 
@@ -48,12 +50,17 @@ void kern_close(struct kern *k); // NULL is fine
 const char *kern_describe(const struct kern *k);
 enum kern_backend kern_backend(const struct kern *k);
 int kern_threads(const struct kern *k);
+// What products read (normalised rows, queries, attended values, MLP activations) and what a KV
+// pool holds: f32 on the CPU backends, bf16 on CUDA. The residual stream, router and vocabulary
+// logits are f32 everywhere.
+enum kern_dtype kern_act_dtype(const struct kern *k);
+enum kern_dtype kern_kv_dtype(const struct kern *k);
 // Waits for everything enqueued. An asynchronous failure of the device comes out here: SYSTEM.
 enum status kern_sync(struct kern *k) STATUS_MUST_USE;
 
 // ---- memory -----------------------------------------------------------------------------------
 
-// `n` elements, zeroed. Activations and KV are KERN_F32 (CPU), indices KERN_I32. n == 0 is allowed.
+// `n` elements, zeroed; any dtype but FP8 and INT8. n == 0 is allowed.
 enum status kern_buf_create(struct kern *k, enum kern_dtype dtype, size_t n,
                             struct kern_buf **buf_out) STATUS_MUST_USE;
 // Memory of the caller's (a shared-memory segment, a registered region) as a buffer: borrowed until
@@ -76,9 +83,12 @@ void kern_zero(struct kern_buf *b, size_t at, size_t n);
 // KERN_WEIGHT_MATRIX: for linear ops. KERN_WEIGHT_TABLE: rows to be looked up (kern_embed).
 enum kern_weight_kind { KERN_WEIGHT_MATRIX, KERN_WEIGHT_TABLE };
 
-// `stack` matrices W[s] of `rows` (outputs, N) x `cols` (inputs, K), all of one shape and dtype
-// (f32, bf16 or f16, kept as such). stack: 1 for a plain matrix, heads for per-head products,
-// experts for MoE. Contents are zero until filled.
+// `stack` matrices W[s] of `rows` (outputs, N) x `cols` (inputs, K), all of one shape and dtype.
+// stack: 1 for a plain matrix, heads for per-head products, experts for MoE. Contents are zero
+// until filled. FP8 and INT8 matrices (not tables) stand for float(w) * scale, rounded once to f32.
+// On CUDA, products with them quantize their activations: FP8 in runs of 128 elements of a row
+// (scale = largest / 448), INT8 by row (largest / 127); the CPU bodies take activations as they
+// are.
 struct kern_weight_args {
     enum kern_weight_kind kind;
     enum kern_dtype dtype;
@@ -101,10 +111,27 @@ struct kern_fill_args {
 };
 void kern_weight_fill(struct kern_weight *w, const struct kern_fill_args *args);
 
+// The scales of rows [row0, row0 + rows) of W[s], once, after those rows were filled (the CPU
+// bodies multiply them in). data: host float32, borrowed until return.
+//   FP8:  [rows / 128 rounded up][cols / 128 rounded up], row_stride floats apart (0 = dense);
+//         row0 is a multiple of 128, and so is rows unless it ends the matrix.
+//   INT8: [rows]; row_stride is ignored.
+enum { KERN_SCALE_BLOCK = 128 };
+struct kern_scales_args {
+    size_t s, row0, rows; // rows == 0 does nothing
+    const float *data;
+    size_t row_stride;
+};
+void kern_weight_fill_scales(struct kern_weight *w, const struct kern_scales_args *args);
+
 // ---- operands ---------------------------------------------------------------------------------
 
-// Rows of float32 inside a buffer: row i starts at element at + i * stride. The row's width comes
-// from the op. stride 0 with n > 1 is not allowed. buf NULL = operand absent (where optional).
+// Rows inside a buffer, of its dtype: row i starts at element at + i * stride. The row's width
+// comes from the op. stride 0 with n > 1 is not allowed. buf NULL = operand absent (where
+// optional).
+//
+// Which dtype an operand may have is one of three, told at each op (all three are f32 on CPUs):
+// "act" is kern_act_dtype; "f32"; "any" is either. An op rounds to bf16 once, where it stores.
 struct kern_view {
     struct kern_buf *buf;
     size_t at, stride;
@@ -121,8 +148,9 @@ struct kern_batch {
     size_t seqs, table_stride;
 };
 
-// One layer's paged KV pool: float32 [blocks][block_tokens][width] from element `at` of buf.
-// A token's row is [a | b]: MLA [latent kv_lora | rope key], GQA [K of all local kv heads | V].
+// One layer's paged KV pool of kern_kv_dtype: [blocks][block_tokens][width] from element `at` of
+// buf. A token's row is [a | b]: MLA [latent kv_lora | rope key], GQA [K of all local kv heads |
+// V].
 struct kern_kv {
     struct kern_buf *buf;
     size_t at;
@@ -137,17 +165,17 @@ struct kern_embed_args {
     struct kern_weight *table; // KERN_WEIGHT_TABLE, stack 1
     struct kern_buf *ids;      // i32
     size_t ids_at;
-    struct kern_view out;
+    struct kern_view out; // f32
 };
 void kern_embed(struct kern *k, const struct kern_embed_args *a);
 
 // out[i][0..dim) = x[rows[i]][0..dim): picks rows, e.g. those whose next token is sampled.
 struct kern_gather_args {
     size_t n, dim;
-    size_t x_rows; // rows that x has; every index < x_rows
-    struct kern_view x;
+    size_t x_rows;         // rows that x has; every index < x_rows
+    struct kern_view x;    // any
     struct kern_buf *rows; // i32 [>= n]
-    struct kern_view out;
+    struct kern_view out;  // as x
 };
 void kern_gather_rows(struct kern *k, const struct kern_gather_args *a);
 
@@ -158,8 +186,8 @@ struct kern_rmsnorm_args {
     size_t n, dim;
     size_t heads;                          // 0 and 1: one run per row
     size_t x_head_stride, out_head_stride; // ignored with one run
-    struct kern_view x, out;
-    struct kern_buf *gamma; // f32 [dim]
+    struct kern_view x, out;               // any
+    struct kern_buf *gamma;                // f32 [dim]
     float eps;
 };
 void kern_rmsnorm(struct kern *k, const struct kern_rmsnorm_args *a);
@@ -169,10 +197,10 @@ void kern_rmsnorm(struct kern *k, const struct kern_rmsnorm_args *a);
 struct kern_linear_args {
     size_t n;
     struct kern_weight *w; // MATRIX, stack 1, rows N, cols K
-    struct kern_view x;    // [n][K]
-    struct kern_view out;  // [n][N]
+    struct kern_view x;    // act [n][K]
+    struct kern_view out;  // any [n][N]
     struct kern_buf *bias; // f32 [N] or NULL
-    struct kern_view add;  // [n][N] or absent: residual
+    struct kern_view add;  // f32 [n][N] or absent: residual
 };
 void kern_linear(struct kern *k, const struct kern_linear_args *a);
 
@@ -180,20 +208,21 @@ void kern_linear(struct kern *k, const struct kern_linear_args *a);
 // The two halves of absorbed MLA: q_nope[dn] -> latent query, latent context -> value[dv].
 struct kern_linear_heads_args {
     size_t n;
-    struct kern_weight *w; // MATRIX, stack = heads
-    struct kern_view x, out;
+    struct kern_weight *w;   // MATRIX, stack = heads
+    struct kern_view x, out; // act
     size_t x_head_stride, out_head_stride;
 };
 void kern_linear_heads(struct kern *k, const struct kern_linear_heads_args *a);
 
-// out = a + b. out may be the same view as a or b.
+// out = a + b, all f32. out may be the same view as a or b.
 struct kern_add_args {
     size_t n, dim;
     struct kern_view a, b, out;
 };
 void kern_add(struct kern *k, const struct kern_add_args *a);
 
-// out = gate / (1 + exp(-gate)) * up. out may be the same view as gate or up.
+// out = gate / (1 + exp(-gate)) * up. gate and up are both of one dtype, any; out is act. out may
+// be the same view as gate or up.
 struct kern_silu_mul_args {
     size_t n, dim;
     struct kern_view gate, up, out;
@@ -210,7 +239,7 @@ enum kern_rope_style {
 struct kern_rope_args {
     size_t n, heads, head_stride, dim;
     enum kern_rope_style style;
-    struct kern_view x;     // x.at includes the slice's offset inside a head
+    struct kern_view x;     // any; x.at includes the slice's offset inside a head
     struct kern_buf *table; // f32 [positions][dim]: cos then sin
     size_t positions;       // rows of the table; every pos < positions
     struct kern_buf *pos;   // i32 [>= n]
@@ -222,7 +251,7 @@ struct kern_kv_write_args {
     const struct kern_batch *batch;
     struct kern_kv kv;
     size_t a_dim, b_dim;
-    struct kern_view a, b;
+    struct kern_view a, b; // act
 };
 void kern_kv_write(struct kern *k, const struct kern_kv_write_args *a);
 
@@ -238,11 +267,11 @@ struct kern_attn_mla_args {
     const struct kern_batch *batch;
     struct kern_kv kv; // width == kv_lora + rope_dim
     size_t heads, kv_lora, rope_dim;
-    struct kern_view q_latent; // [n], head h at h * q_latent_head_stride, kv_lora elements
+    struct kern_view q_latent; // act [n], head h at h * q_latent_head_stride, kv_lora elements
     size_t q_latent_head_stride;
-    struct kern_view q_rope; // [n], head h at h * q_rope_head_stride, rope_dim elements
+    struct kern_view q_rope; // act [n], head h at h * q_rope_head_stride, rope_dim elements
     size_t q_rope_head_stride;
-    struct kern_view out; // [n], head h at h * kv_lora
+    struct kern_view out; // act [n], head h at h * kv_lora
     float scale;
 };
 void kern_attn_mla(struct kern *k, const struct kern_attn_mla_args *a);
@@ -252,8 +281,8 @@ struct kern_attn_gqa_args {
     const struct kern_batch *batch;
     struct kern_kv kv; // width == 2 * kv_heads * head_dim
     size_t heads, kv_heads, head_dim;
-    struct kern_view q;   // [n][heads][head_dim], dense in a row
-    struct kern_view out; // [n][heads][head_dim]
+    struct kern_view q;   // act [n][heads][head_dim], dense in a row
+    struct kern_view out; // act [n][heads][head_dim]
     float scale;
 };
 void kern_attn_gqa(struct kern *k, const struct kern_attn_gqa_args *a);
@@ -275,7 +304,7 @@ struct kern_router_args {
     size_t groups, topk_groups; // groups 0 and 1: no groups
     bool norm;
     float scale;
-    struct kern_view logits;  // [n][experts]
+    struct kern_view logits;  // f32 [n][experts]
     struct kern_buf *bias;    // f32 [experts] or NULL; sigmoid only
     struct kern_buf *ids;     // out: i32 [>= n * topk]
     struct kern_buf *weights; // out: f32 [>= n * topk]
@@ -288,9 +317,9 @@ void kern_router(struct kern *k, const struct kern_router_args *a);
 struct kern_moe_gate_up_args {
     size_t n, topk;
     struct kern_weight *gate, *up; // MATRIX, stack = experts, rows = I (this rank's), cols = D
-    struct kern_view x;            // [n][D]
+    struct kern_view x;            // act [n][D]
     struct kern_buf *ids;          // i32 [>= n * topk], all different within a token
-    struct kern_view out;          // [n * topk][I]
+    struct kern_view out;          // act [n * topk][I]
 };
 void kern_moe_gate_up(struct kern *k, const struct kern_moe_gate_up_args *a);
 
@@ -300,17 +329,17 @@ void kern_moe_gate_up(struct kern *k, const struct kern_moe_gate_up_args *a);
 struct kern_moe_down_args {
     size_t n, topk;
     struct kern_weight *down;          // MATRIX, stack = experts, rows = D (this rank's), cols = I
-    struct kern_view h;                // [n * topk][I]
+    struct kern_view h;                // act [n * topk][I]
     struct kern_buf *ids, *weights;    // as made by kern_router
-    struct kern_view shared, residual; // [n][D], each may be absent
-    struct kern_view out;              // [n][D]
+    struct kern_view shared, residual; // f32 [n][D], each may be absent
+    struct kern_view out;              // f32 [n][D]
 };
 void kern_moe_down(struct kern *k, const struct kern_moe_down_args *a);
 
 // out[i] = index of the largest of x[i][0..dim), the lowest on ties; -1 when a NaN is in the row.
 struct kern_argmax_args {
     size_t n, dim;
-    struct kern_view x;
+    struct kern_view x;   // f32
     struct kern_buf *out; // i32 [>= n]
 };
 void kern_argmax(struct kern *k, const struct kern_argmax_args *a);

@@ -17,9 +17,14 @@ struct kern_buf {
 struct kern_weight {
     struct kern *k;
     struct kern_weight_args shape;
-    void *p;            // device address, in the body's packing
-    size_t stack_bytes; // distance of two matrices of the stack
-    size_t bytes;
+    enum kern_dtype held; // what lies in memory: shape.dtype, but f32 for FP8 and INT8 on CPUs
+    void *p;              // device address, in the body's packing
+    size_t ld;            // elements from row to row, where the packing has rows
+    size_t stack_bytes;   // distance of two matrices of the stack
+    // f32, CUDA only. FP8: [stack][rows / 128 up][scales_ld], INT8: [stack][rows]; else NULL.
+    float *scales;
+    size_t scales_ld, scales_stack; // floats of a row, of a matrix
+    size_t bytes;                   // of all
 };
 
 // One member per op, in the order of kern.h.
@@ -52,6 +57,7 @@ struct kern_device {
     enum status (*weight_alloc)(struct kern_weight *); // sets p, stack_bytes, bytes; zeroed
     void (*weight_free)(struct kern_weight *);
     void (*weight_fill)(struct kern_weight *, const struct kern_fill_args *); // strides set
+    void (*weight_fill_scales)(struct kern_weight *, const struct kern_scales_args *); // stride set
 };
 
 // First member of every body's own struct.
@@ -59,13 +65,14 @@ struct kern {
     enum kern_backend backend;
     const struct kern_device *device;
     const struct kern_compute *compute;
+    enum kern_dtype act, kv; // kern_act_dtype, kern_kv_dtype
     int threads;
     char describe[64];
 };
 
 static inline size_t kern_dtype_bytes(enum kern_dtype d)
 {
-    return d == KERN_F32 || d == KERN_I32 ? 4 : 2;
+    return d == KERN_F32 || d == KERN_I32 ? 4 : d == KERN_FP8 || d == KERN_INT8 ? 1 : 2;
 }
 
 // Row i of a view; only for bodies whose buffers are plain memory.

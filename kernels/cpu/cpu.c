@@ -3,6 +3,7 @@
 // 16 rows.
 #include "kernels/cpu/cpu.h"
 
+#include <math.h>
 #include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -119,10 +120,17 @@ float cpu_to_f32(enum kern_dtype dtype, const void *element)
     return f;
 }
 
+static bool is_scaled(const struct kern_weight *w)
+{
+    return w->shape.dtype == KERN_FP8 || w->shape.dtype == KERN_INT8;
+}
+
+// FP8 and INT8 are held as f32: filled as they are, then multiplied by their scales.
 static enum status weight_alloc(struct kern_weight *w, size_t rows)
 {
     size_t bytes;
-    w->stack_bytes = rows * w->shape.cols * kern_dtype_bytes(w->shape.dtype);
+    w->held = is_scaled(w) ? KERN_F32 : w->shape.dtype;
+    w->stack_bytes = rows * w->shape.cols * kern_dtype_bytes(w->held);
     if (__builtin_mul_overflow(w->stack_bytes, w->shape.stack, &bytes))
         return STATUS_NO_MEMORY;
     w->bytes = bytes;
@@ -150,6 +158,27 @@ static void cpu_weight_free(struct kern_weight *w)
     free(w->p);
 }
 
+// e4m3 without infinities (bias 7, mantissa of 3 bits, one NaN of each sign).
+static float from_fp8(uint8_t v)
+{
+    int exponent = v >> 3 & 15, mantissa = v & 7;
+    float f = exponent == 15 && mantissa == 7 ? NAN
+              : exponent                      ? ldexpf((float)(8 + mantissa), exponent - 10)
+                                              : ldexpf((float)mantissa, -9);
+    return v >> 7 ? -f : f;
+}
+
+// One source row of FP8 or INT8 as f32.
+static void widen_row(enum kern_dtype dtype, float *dst, size_t step, const char *src,
+                      size_t src_step, size_t n)
+{
+    float table[256];
+    for (int v = 0; v < 256; v++)
+        table[v] = dtype == KERN_FP8 ? from_fp8((uint8_t)v) : (float)(int8_t)v;
+    for (size_t j = 0; j < n; j++)
+        dst[j * step] = table[(uint8_t)src[j * src_step]];
+}
+
 // Copies one source row to dst, `step` elements apart.
 static void fill_row(char *dst, size_t step, const char *src, size_t src_step, size_t n, size_t e)
 {
@@ -163,13 +192,55 @@ static void fill_row(char *dst, size_t step, const char *src, size_t src_step, s
             memcpy(dst + j * step * 4, src + j * src_step * 4, 4);
 }
 
-static void flat_weight_fill(struct kern_weight *w, const struct kern_fill_args *a)
+// Where element (row, 0) of W[s] lies, and how far apart (row, j) and (row, j + 1) are, in
+// elements.
+struct cpu_row {
+    char *p;
+    size_t step;
+};
+static struct cpu_row flat_row(const struct kern_weight *w, size_t s, size_t row)
+{
+    return (struct cpu_row){
+        (char *)w->p + s * w->stack_bytes + row * w->shape.cols * kern_dtype_bytes(w->held), 1};
+}
+
+static void fill_one_row(const struct kern_weight *w, const struct kern_fill_args *a, size_t i,
+                         struct cpu_row to)
 {
     size_t e = kern_dtype_bytes(w->shape.dtype), cols = w->shape.cols;
-    char *matrix = (char *)w->p + a->s * w->stack_bytes;
+    const char *from = (const char *)a->data + i * a->row_stride * e;
+    if (is_scaled(w))
+        widen_row(w->shape.dtype, (float *)to.p, to.step, from, a->col_stride, cols);
+    else
+        fill_row(to.p, to.step, from, a->col_stride, cols, e);
+}
+
+static void scale_one_row(const struct kern_weight *w, const struct kern_scales_args *a, size_t i,
+                          struct cpu_row to)
+{
+    bool fp8 = w->shape.dtype == KERN_FP8;
+    const float *scales = a->data + (fp8 ? i / KERN_SCALE_BLOCK * a->row_stride : i);
+    for (size_t j = 0; j < w->shape.cols; j++)
+        ((float *)to.p)[j * to.step] *= scales[fp8 ? j / KERN_SCALE_BLOCK : 0];
+}
+
+static void flat_weight_fill(struct kern_weight *w, const struct kern_fill_args *a)
+{
     for (size_t i = 0; i < a->rows; i++)
-        fill_row(matrix + (a->row0 + i) * cols * e, 1,
-                 (const char *)a->data + i * a->row_stride * e, a->col_stride, cols, e);
+        fill_one_row(w, a, i, flat_row(w, a->s, a->row0 + i));
+}
+
+static void flat_weight_fill_scales(struct kern_weight *w, const struct kern_scales_args *a)
+{
+    for (size_t i = 0; i < a->rows; i++)
+        scale_one_row(w, a, i, flat_row(w, a->s, a->row0 + i));
+}
+
+static struct cpu_row tiled_row(const struct kern_weight *w, size_t s, size_t row)
+{
+    size_t at = row / TILE * w->shape.cols * TILE + cpu_tile_slot(w->held, row % TILE);
+    return (struct cpu_row){(char *)w->p + s * w->stack_bytes + at * kern_dtype_bytes(w->held),
+                            TILE};
 }
 
 static void tiled_weight_fill(struct kern_weight *w, const struct kern_fill_args *a)
@@ -178,14 +249,14 @@ static void tiled_weight_fill(struct kern_weight *w, const struct kern_fill_args
         flat_weight_fill(w, a);
         return;
     }
-    size_t e = kern_dtype_bytes(w->shape.dtype), cols = w->shape.cols;
-    char *matrix = (char *)w->p + a->s * w->stack_bytes;
-    for (size_t i = 0; i < a->rows; i++) {
-        size_t row = a->row0 + i;
-        size_t at = row / TILE * cols * TILE + cpu_tile_slot(w->shape.dtype, row % TILE);
-        fill_row(matrix + at * e, TILE, (const char *)a->data + i * a->row_stride * e,
-                 a->col_stride, cols, e);
-    }
+    for (size_t i = 0; i < a->rows; i++)
+        fill_one_row(w, a, i, tiled_row(w, a->s, a->row0 + i));
+}
+
+static void tiled_weight_fill_scales(struct kern_weight *w, const struct kern_scales_args *a)
+{
+    for (size_t i = 0; i < a->rows; i++) // only matrices have scales
+        scale_one_row(w, a, i, tiled_row(w, a->s, a->row0 + i));
 }
 
 // ---- opening
@@ -210,6 +281,7 @@ static const struct kern_device flat_device = {
     .weight_alloc = flat_weight_alloc,
     .weight_free = cpu_weight_free,
     .weight_fill = flat_weight_fill,
+    .weight_fill_scales = flat_weight_fill_scales,
 };
 static const struct kern_device tiled_device = {
     .close = cpu_close,
@@ -222,6 +294,7 @@ static const struct kern_device tiled_device = {
     .weight_alloc = tiled_weight_alloc,
     .weight_free = cpu_weight_free,
     .weight_fill = tiled_weight_fill,
+    .weight_fill_scales = tiled_weight_fill_scales,
 };
 
 #if defined(__x86_64__)
@@ -298,6 +371,8 @@ enum status kern_cpu_open(enum kern_backend backend, const struct kern_config *c
         .backend = backend,
         .device = ref ? &flat_device : &tiled_device,
         .compute = ref ? &cpu_compute_ref : body->compute,
+        .act = KERN_F32,
+        .kv = KERN_F32,
         .threads = ref ? 1 : threads,
     };
     c->pool = cpu_pool_create(c->base.threads);

@@ -11,8 +11,7 @@
 static float weight_at(const struct kern_weight *w, size_t s, size_t row, size_t col)
 {
     const char *matrix = (const char *)w->p + s * w->stack_bytes;
-    return cpu_to_f32(w->shape.dtype,
-                      matrix + (row * w->shape.cols + col) * kern_dtype_bytes(w->shape.dtype));
+    return cpu_to_f32(w->held, matrix + (row * w->shape.cols + col) * kern_dtype_bytes(w->held));
 }
 
 static float weight_dot(const struct kern_weight *w, size_t s, size_t row, const float *x)

@@ -19,7 +19,7 @@ struct tiles {
 };
 INLINE struct tiles tiles_of(const struct kern_weight *w, size_t s)
 {
-    return (struct tiles){w->shape.dtype, (const char *)w->p + s * w->stack_bytes, w->shape.rows,
+    return (struct tiles){w->held, (const char *)w->p + s * w->stack_bytes, w->shape.rows,
                           w->shape.cols, (w->shape.rows + TILE - 1) / TILE};
 }
 

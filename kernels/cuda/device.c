@@ -166,6 +166,8 @@ static void cuda_zero(struct kern_buf *b, size_t at, size_t n)
 static enum status cuda_weight_alloc(struct kern_weight *w)
 {
     const struct kern_weight_args *s = &w->shape;
+    if (s->dtype == KERN_FP8 || s->dtype == KERN_INT8)
+        return STATUS_UNSUPPORTED;
     size_t tile = CUDA_TILE_BYTES;
     size_t matrix = cuda_is_packed(w) ? cuda_tiles(s->rows, CUDA_TILE_ROWS) *
                                             cuda_tiles(s->cols, CUDA_TILE_COLS) * tile
@@ -331,8 +333,12 @@ __attribute__((visibility("default"))) enum status hadal_cuda_open(int abi,
                           KERN_CUDA_ABI, abi);
     struct cuda *c = mem_zalloc(1, sizeof *c);
     c->device = config->device;
-    c->base =
-        (struct kern){.backend = KERN_CUDA, .device = &device, .compute = &compute, .threads = 1};
+    c->base = (struct kern){.backend = KERN_CUDA,
+                            .device = &device,
+                            .compute = &compute,
+                            .act = KERN_F32,
+                            .kv = KERN_F32,
+                            .threads = 1};
     enum status s = open_device(c, config, err);
     if (s != STATUS_OK) {
         free(c);

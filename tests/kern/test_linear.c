@@ -1,5 +1,6 @@
 // linear and linear_heads: bit-equal to the reference's fused-multiply-add chains at every shape,
 // every dtype, every batch size; rows of a batch equal the rows alone.
+#include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -172,6 +173,61 @@ static void test_transposed_fill(void **state)
     }
 }
 
+static float e4m3(uint8_t v)
+{
+    int exponent = v >> 3 & 15, mantissa = v & 7;
+    float f = exponent ? ldexpf((float)(8 + mantissa), exponent - 10) : ldexpf((float)mantissa, -9);
+    return v >> 7 ? -f : f;
+}
+
+// FP8 and INT8 on the CPU bodies: the product is that of the f32 matrix float(w) * scale.
+static void test_scaled_weights(void **state)
+{
+    enum { ROWS = 300, COLS = 200, BLOCK = KERN_SCALE_BLOCK, BLOCKS = 2 };
+    static uint8_t raw[ROWS * COLS];
+    static float wide[ROWS * COLS], scales[ROWS];
+    for (int b = 0; b < kt_bodies_n * 2; b++) {
+        struct kern *k = kt_bodies[b / 2];
+        bool fp8 = b % 2;
+        if (kern_backend(k) == KERN_CUDA)
+            continue; // quantizes activations too
+        for (size_t i = 0; i < ROWS; i++)
+            scales[i] = 0.01f + kt_random(5, i) * 0.001f;
+        for (size_t r = 0, i = 0; r < ROWS; r++)
+            for (size_t c = 0; c < COLS; c++, i++) {
+                raw[i] = (uint8_t)(((uint32_t)(kt_random(6, i) * 1e6f) & 0xff) % 0x7f);
+                wide[i] = fp8 ? e4m3(raw[i]) * scales[r / BLOCK * BLOCKS + c / BLOCK]
+                              : (float)(int8_t)raw[i] * scales[r];
+            }
+        struct kern_weight *w[2];
+        struct kern_weight_args a = {KERN_WEIGHT_MATRIX, fp8 ? KERN_FP8 : KERN_INT8, 1, ROWS, COLS};
+        assert_int_equal(kern_weight_create(k, &a, &w[0]), STATUS_OK);
+        a.dtype = KERN_F32;
+        assert_int_equal(kern_weight_create(k, &a, &w[1]), STATUS_OK);
+        kern_weight_fill(w[0], &(struct kern_fill_args){.rows = ROWS, .data = raw});
+        kern_weight_fill(w[1], &(struct kern_fill_args){.rows = ROWS, .data = wide});
+        for (size_t row0 = 0, n; row0 < ROWS; row0 += n) { // in two parts
+            n = row0 ? ROWS - row0 : BLOCK;
+            kern_weight_fill_scales(
+                w[0],
+                &(struct kern_scales_args){.row0 = row0,
+                                           .rows = n,
+                                           .data = scales + (fp8 ? row0 / BLOCK * BLOCKS : row0)});
+        }
+        struct kern_buf *x = kt_random_buf(k, 4, COLS), *out = kt_poison_buf(k, ROWS);
+        float y[2][ROWS];
+        for (int i = 0; i < 2; i++) {
+            kern_linear(k, &(struct kern_linear_args){
+                               .n = 1, .w = w[i], .x = {x, 0, COLS}, .out = {out, 0, ROWS}});
+            assert_int_equal(kern_download(y[i], out, 0, ROWS), STATUS_OK);
+            kern_weight_destroy(w[i]);
+        }
+        assert_memory_equal(y[0], y[1], sizeof y[0]);
+        kern_buf_destroy(x);
+        kern_buf_destroy(out);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -180,6 +236,7 @@ int main(void)
         cmocka_unit_test(test_row_alone_equals_row_in_batch),
         cmocka_unit_test(test_heads),
         cmocka_unit_test(test_transposed_fill),
+        cmocka_unit_test(test_scaled_weights),
     };
     return cmocka_run_group_tests_name("kern/linear", tests, kt_setup, kt_teardown);
 }
