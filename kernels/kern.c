@@ -5,6 +5,7 @@
 #include <stdlib.h>
 
 #include "base/mem.h"
+#include "base/noise.h"
 #include "kernels/cuda_load.h"
 #include "kernels/kern_impl.h"
 
@@ -196,6 +197,126 @@ void kern_weight_fill_scales(struct kern_weight *w, const struct kern_scales_arg
     }
     if (a.rows)
         w->k->device->weight_fill_scales(w, &a);
+}
+
+static void check_rows(const struct kern_weight *w, size_t s, size_t row0, size_t rows)
+{
+    assert(s < w->shape.stack && row0 <= w->shape.rows && rows <= w->shape.rows - row0);
+}
+
+// One row of the stream in the form of dtype.
+static void noise_row(enum kern_dtype dtype, const struct noise *s, size_t n, void *out)
+{
+    switch (dtype) {
+    case KERN_F32:
+        noise_f32(s, n, out);
+        return;
+    case KERN_BF16:
+        noise_bf16(s, n, out);
+        return;
+    case KERN_FP8:
+        noise_e4m3(s, n, out);
+        return;
+    case KERN_INT8:
+        noise_int8(s, n, out);
+        return;
+    case KERN_F16:
+    case KERN_I32:
+        break;
+    }
+    assert(!"noise has no such dtype");
+}
+
+void kern_weight_fill_noise(struct kern_weight *w, const struct kern_noise_args *a)
+{
+    check_rows(w, a->s, a->row0, a->rows);
+    if (w->k->device->weight_noise) {
+        if (a->rows)
+            w->k->device->weight_noise(w, a);
+        return;
+    }
+    void *row = mem_alloc(w->shape.cols * kern_dtype_bytes(w->shape.dtype));
+    for (size_t i = 0; i < a->rows; i++) {
+        const struct noise n = {a->key, a->first + i, a->mean, a->amplitude};
+        noise_row(w->shape.dtype, &n, w->shape.cols, row);
+        kern_weight_fill(
+            w, &(struct kern_fill_args){.s = a->s, .row0 = a->row0 + i, .rows = 1, .data = row});
+    }
+    free(row);
+}
+
+void kern_buf_fill_noise(struct kern_buf *b, const struct kern_buf_noise_args *a)
+{
+    check_range(b, a->at, a->n);
+    if (!a->n)
+        return;
+    if (b->k->device->buf_noise) {
+        b->k->device->buf_noise(b, a);
+        return;
+    }
+    const struct noise n = {a->key, a->row, a->mean, a->amplitude};
+    void *row = mem_alloc(a->n * kern_dtype_bytes(b->dtype));
+    noise_row(b->dtype, &n, a->n, row);
+    kern_upload(b, a->at, row, a->n);
+    free(row);
+}
+
+// ---- stages
+
+enum status kern_stage_create(struct kern *k, size_t bytes, struct kern_stage **stage_out)
+{
+    struct kern_stage *s = mem_zalloc(1, sizeof *s);
+    *s = (struct kern_stage){.k = k, .bytes = bytes};
+    enum status st = STATUS_OK;
+    if (k->device->stage_alloc)
+        st = k->device->stage_alloc(s);
+    else
+        s->p = mem_alloc(bytes);
+    if (st != STATUS_OK) {
+        free(s);
+        return st;
+    }
+    *stage_out = s;
+    return STATUS_OK;
+}
+
+void kern_stage_destroy(struct kern_stage *s)
+{
+    if (!s)
+        return;
+    if (s->k->device->stage_free)
+        s->k->device->stage_free(s);
+    else
+        free(s->p);
+    free(s);
+}
+
+void *kern_stage_memory(struct kern_stage *s)
+{
+    return s->p;
+}
+
+void kern_weight_fill_staged(struct kern_weight *w, const struct kern_fill_args *args,
+                             struct kern_stage *s)
+{
+    struct kern_fill_args a = *args;
+    check_rows(w, a.s, a.row0, a.rows);
+    assert(w->k == s->k && a.rows * w->shape.cols * kern_dtype_bytes(w->shape.dtype) <= s->bytes);
+    a.data = s->p;
+    a.row_stride = w->shape.cols;
+    a.col_stride = 1;
+    if (!a.rows)
+        return;
+    if (w->k->device->stage_fill)
+        w->k->device->stage_fill(w, &a, s);
+    else
+        w->k->device->weight_fill(w, &a);
+}
+
+void kern_stage_wait(struct kern_stage *s)
+{
+    if (s->k->device->stage_wait)
+        s->k->device->stage_wait(s);
 }
 
 // ---- checks of operands

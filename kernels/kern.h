@@ -124,6 +124,39 @@ struct kern_scales_args {
 };
 void kern_weight_fill_scales(struct kern_weight *w, const struct kern_scales_args *args);
 
+// Pseudo-random contents, made where the weight is: rows [row0, row0 + rows) of W[s] become rows
+// [first, first + rows) of the stream `key` (base/noise.h says which numbers these are), the same
+// on every body. For models that have a shape but no checkpoint. Not F16. Scales are filled as
+// usual.
+struct kern_noise_args {
+    size_t s, row0, rows;
+    uint64_t key, first;
+    float mean, amplitude; // of f32 and bf16; FP8 and INT8 use their whole range
+};
+void kern_weight_fill_noise(struct kern_weight *w, const struct kern_noise_args *args);
+// Elements [at, at + n) of a buffer of f32 or bf16 as row `row` of the stream: e.g. a KV pool of a
+// context that nobody computed.
+struct kern_buf_noise_args {
+    size_t at, n;
+    uint64_t key, row;
+    float mean, amplitude;
+};
+void kern_buf_fill_noise(struct kern_buf *b, const struct kern_buf_noise_args *args);
+
+// Staged fills: a loader's threads read files into stages, the owner hands full ones over, and the
+// device copies behind its back. A stage's memory is pinned where there is a device.
+struct kern_stage;
+enum status kern_stage_create(struct kern *k, size_t bytes,
+                              struct kern_stage **stage_out) STATUS_MUST_USE;
+void kern_stage_destroy(struct kern_stage *s); // waits; NULL is fine
+// `bytes` that any thread may write while no fill is under way.
+void *kern_stage_memory(struct kern_stage *s);
+// As kern_weight_fill, with dense rows that lie at the stage's beginning (args->data and strides
+// are ignored), but returns at once: the stage is the device's until kern_stage_wait.
+void kern_weight_fill_staged(struct kern_weight *w, const struct kern_fill_args *args,
+                             struct kern_stage *s);
+void kern_stage_wait(struct kern_stage *s);
+
 // ---- operands ---------------------------------------------------------------------------------
 
 // Rows inside a buffer, of its dtype: row i starts at element at + i * stride. The row's width

@@ -27,6 +27,13 @@ struct kern_weight {
     size_t bytes;                   // of all
 };
 
+struct kern_stage {
+    struct kern *k;
+    size_t bytes;
+    void *p;      // host memory
+    void *device; // the body's own
+};
+
 // One member per op, in the order of kern.h.
 struct kern_compute {
     void (*embed)(struct kern *, const struct kern_embed_args *);
@@ -58,6 +65,13 @@ struct kern_device {
     void (*weight_free)(struct kern_weight *);
     void (*weight_fill)(struct kern_weight *, const struct kern_fill_args *); // strides set
     void (*weight_fill_scales)(struct kern_weight *, const struct kern_scales_args *); // stride set
+    // Bodies whose memory is plain leave these out: kern.c then does it by the members above.
+    void (*weight_noise)(struct kern_weight *, const struct kern_noise_args *);
+    void (*buf_noise)(struct kern_buf *, const struct kern_buf_noise_args *);
+    enum status (*stage_alloc)(struct kern_stage *); // sets p and device
+    void (*stage_free)(struct kern_stage *);
+    void (*stage_fill)(struct kern_weight *, const struct kern_fill_args *, struct kern_stage *);
+    void (*stage_wait)(struct kern_stage *);
 };
 
 // First member of every body's own struct.

@@ -56,6 +56,27 @@ void cuda_launched(struct cuda *c, const char *kernel);
 // asked for again. Grows to the high-water mark, then stays: steady steps allocate nothing.
 void *cuda_scratch(struct cuda *c, enum cuda_arena arena, size_t bytes);
 
+// A context belongs to a thread: makes this kern's the caller's.
+struct cuda *cuda_enter(struct kern *k);
+
+// Rows of base/noise.h's numbers: row i is row first + i of the stream.
+struct cuda_noise {
+    enum kern_dtype dtype;
+    void *p;
+    size_t rows, cols, row_bytes;
+    uint64_t key, first;
+    float mean, amplitude;
+};
+void cuda_noise(struct cuda *c, const struct cuda_noise *n);
+
+// kern_device's members that fill.c holds.
+void cuda_weight_noise(struct kern_weight *w, const struct kern_noise_args *a);
+void cuda_buf_noise(struct kern_buf *b, const struct kern_buf_noise_args *a);
+enum status cuda_stage_alloc(struct kern_stage *s);
+void cuda_stage_free(struct kern_stage *s);
+void cuda_stage_wait(struct kern_stage *s);
+void cuda_stage_fill(struct kern_weight *w, const struct kern_fill_args *a, struct kern_stage *s);
+
 // Rows of float32 on the device.
 struct cuda_rows {
     float *p;

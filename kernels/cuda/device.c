@@ -51,7 +51,7 @@ static enum status cuda_sync(struct kern *k)
 // ---- memory
 
 // A context belongs to a thread: the owner may have opened another device since.
-static struct cuda *enter(struct kern *k)
+struct cuda *cuda_enter(struct kern *k)
 {
     struct cuda *c = cuda_of(k);
     cuda_check(c, cudaSetDevice(c->device), "cudaSetDevice");
@@ -78,12 +78,12 @@ static void device_free(struct cuda *c, void *p)
 
 static enum status cuda_buf_alloc(struct kern_buf *b)
 {
-    return device_alloc(enter(b->k), b->n * kern_dtype_bytes(b->dtype), &b->p);
+    return device_alloc(cuda_enter(b->k), b->n * kern_dtype_bytes(b->dtype), &b->p);
 }
 
 static void cuda_buf_free(struct kern_buf *b)
 {
-    device_free(enter(b->k), b->p);
+    device_free(cuda_enter(b->k), b->p);
 }
 
 void *cuda_scratch(struct cuda *c, enum cuda_arena arena, size_t bytes)
@@ -133,12 +133,12 @@ static void copy_to_device(struct cuda *c, void *to, const char *from, size_t by
 static void cuda_upload(struct kern_buf *dst, size_t at, const void *host, size_t n)
 {
     size_t e = kern_dtype_bytes(dst->dtype);
-    copy_to_device(enter(dst->k), (char *)dst->p + at * e, host, n * e);
+    copy_to_device(cuda_enter(dst->k), (char *)dst->p + at * e, host, n * e);
 }
 
 static enum status cuda_download(void *host, const struct kern_buf *src, size_t at, size_t n)
 {
-    struct cuda *c = enter(src->k);
+    struct cuda *c = cuda_enter(src->k);
     size_t e = kern_dtype_bytes(src->dtype), bytes = n * e;
     const char *from = (const char *)src->p + at * e;
     for (size_t done = 0, some; done < bytes; done += some) {
@@ -156,7 +156,7 @@ static enum status cuda_download(void *host, const struct kern_buf *src, size_t 
 
 static void cuda_zero(struct kern_buf *b, size_t at, size_t n)
 {
-    struct cuda *c = enter(b->k);
+    struct cuda *c = cuda_enter(b->k);
     size_t e = kern_dtype_bytes(b->dtype);
     cuda_check(c, cudaMemsetAsync((char *)b->p + at * e, 0, n * e, c->stream), "zero");
 }
@@ -175,12 +175,12 @@ static enum status cuda_weight_alloc(struct kern_weight *w)
     w->stack_bytes = (matrix + 15) / 16 * 16;
     if (__builtin_mul_overflow(w->stack_bytes, s->stack, &w->bytes))
         return STATUS_NO_MEMORY;
-    return device_alloc(enter(w->k), w->bytes, &w->p);
+    return device_alloc(cuda_enter(w->k), w->bytes, &w->p);
 }
 
 static void cuda_weight_free(struct kern_weight *w)
 {
-    device_free(enter(w->k), w->p);
+    device_free(cuda_enter(w->k), w->p);
 }
 
 // `rows` rows of `cols` elements of e bytes -> dense rows at `to`.
@@ -222,7 +222,7 @@ static void fill_some(struct kern_weight *w, const struct kern_fill_args *a)
 
 static void cuda_weight_fill(struct kern_weight *w, const struct kern_fill_args *args)
 {
-    enter(w->k);
+    cuda_enter(w->k);
     struct kern_fill_args a = *args;
     size_t e = kern_dtype_bytes(w->shape.dtype), row = w->shape.cols * e;
     assert(row <= CUDA_PINNED_BYTES);
@@ -239,7 +239,7 @@ static void cuda_weight_fill(struct kern_weight *w, const struct kern_fill_args 
 
 static void cuda_close(struct kern *k)
 {
-    struct cuda *c = enter(k);
+    struct cuda *c = cuda_enter(k);
     if (c->stream)
         cudaStreamSynchronize(c->stream);
     for (int i = 0; i < CUDA_ARENAS; i++)
@@ -265,6 +265,12 @@ static const struct kern_device device = {
     .weight_alloc = cuda_weight_alloc,
     .weight_free = cuda_weight_free,
     .weight_fill = cuda_weight_fill,
+    .weight_noise = cuda_weight_noise,
+    .buf_noise = cuda_buf_noise,
+    .stage_alloc = cuda_stage_alloc,
+    .stage_free = cuda_stage_free,
+    .stage_fill = cuda_stage_fill,
+    .stage_wait = cuda_stage_wait,
 };
 static const struct kern_compute compute = {
     .embed = cuda_embed,
