@@ -206,7 +206,7 @@ static enum status load_shard(struct worker *w, const struct msg_form *f, struct
     s->load_tenth = -1;
     s->shard_stamp = model_folder_stamp(f->model_dir);
     struct model_shard_args args = {
-        .dir = f->model_dir,
+        .source = {.dir = f->model_dir},
         .rank = {.stage = (int)f->my_stage,
                  .stages = (int)f->stages,
                  .tensor = (int)f->my_tensor,

@@ -32,7 +32,7 @@ struct bench {
 static enum status bench_open(struct bench *b, int max_rows)
 {
     const struct bench_args *a = b->a;
-    struct local_replica_args args = {.dir = a->model,
+    struct local_replica_args args = {.source = {.dir = a->model},
                                       .stages = 1,
                                       .tensors = 1,
                                       .threads = (int)a->threads,

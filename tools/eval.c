@@ -373,7 +373,7 @@ static enum status open_all(struct eval *ev)
     enum status s = tokenizer_open(a->model, &ev->tokenizer, ev->e);
     if (s == STATUS_OK)
         s = read_cases(ev);
-    struct local_replica_args args = {.dir = a->model,
+    struct local_replica_args args = {.source = {.dir = a->model},
                                       .stages = 1,
                                       .tensors = 1,
                                       .threads = (int)a->threads,

@@ -64,7 +64,7 @@ static enum status rank_open(struct rank *k)
         return s;
     k->comm = comm_local_rank(k->r->comms[k->stage], k->tensor);
     struct model_shard_args args = {
-        .dir = a->dir,
+        .source = a->source,
         .rank = {k->stage, a->stages, k->tensor, a->tensors},
         .kern = k->kern,
         .max_context = k->r->context,
@@ -196,7 +196,7 @@ static enum status open_ranks(struct local_replica *r, struct errmsg *e)
 {
     const struct local_replica_args *a = &r->args;
     struct model_config c;
-    enum status s = model_config_load(a->dir, &c, e);
+    enum status s = model_source_config(&a->source, &c, e);
     if (s != STATUS_OK)
         return s;
     r->context = a->max_context && a->max_context < c.context ? a->max_context : c.context;

@@ -8,7 +8,7 @@
 struct local_replica;
 
 struct local_replica_args {
-    const char *dir;
+    struct model_source source;
     int stages, tensors;
     enum kern_backend backend;
     int threads;     // that compute, of all ranks of a stage together; 0 = all cores

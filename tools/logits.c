@@ -103,7 +103,7 @@ static int run(const struct logits_args *a)
     int32_t *ids = read_ids(a->tokens, &n, &e);
     if (!ids)
         return failed(&e);
-    struct local_replica_args args = {.dir = a->model,
+    struct local_replica_args args = {.source = {.dir = a->model},
                                       .stages = (int)a->stages,
                                       .tensors = (int)a->tensor,
                                       .threads = (int)a->threads,

@@ -365,6 +365,61 @@ static void refuse_sliding_window(struct reader *r, const struct model_config *c
         fail(r, "use_sliding_window", "sliding-window attention is not supported");
 }
 
+// DeepSeek's own: e4m3 with a scale (weight_scale_inv) per block of the matrix.
+static void read_fp8(struct reader *r, struct model_config *c)
+{
+    const char *fmt = read_string(r, "fmt", "e4m3");
+    if (strcmp(fmt, "e4m3"))
+        fail(r, "fmt", "only e4m3 is supported");
+    const json_t *block = field(r, "weight_block_size");
+    for (size_t i = 0; i < 2; i++) {
+        json_int_t n = json_integer_value(json_array_get(block, i));
+        if (block && (json_array_size(block) != 2 || n < 1 || n > 1 << 16))
+            fail(r, "weight_block_size", "must be two numbers from 1 to 65536");
+        c->fp8_block[i] = block && r->status == STATUS_OK ? (int)n : 128;
+    }
+}
+
+// One member of a group: 8-bit integers, symmetric, a scale per `strategy`.
+static void read_int8_args(struct reader *r, const json_t *group, const char *name,
+                           const char *strategy)
+{
+    char prefix[64];
+    const json_t *args = json_object_get(group, name);
+    snprintf(prefix, sizeof prefix, "quantization_config.%s.", name);
+    struct reader sub = {r->file, args, prefix, r->e, r->status};
+    if (!json_is_object(args))
+        fail(&sub, "num_bits", "8 is needed");
+    if (read_int(&sub, "num_bits", 0, 0, 64) != 8)
+        fail(&sub, "num_bits", "only 8 is supported");
+    if (strcmp(read_string(&sub, "type", ""), "int"))
+        fail(&sub, "type", "only int is supported");
+    if (strcmp(read_string(&sub, "strategy", ""), strategy))
+        fail(&sub, "strategy",
+             *strategy == 'c' ? "only channel is supported" : "only token is supported");
+    if (!read_bool(&sub, "symmetric", true))
+        fail(&sub, "symmetric", "only symmetric numbers are supported");
+    r->status = sub.status;
+}
+
+// The layout of the compressed-tensors library for 8-bit weights and activations: I8 matrices with
+// a scale (weight_scale) per row, activations quantized per token as they come.
+static void read_int8(struct reader *r, struct model_config *c)
+{
+    const json_t *groups = field(r, "config_groups");
+    const char *format = read_string(r, "format", "");
+    if (strcmp(format, "int-quantized"))
+        fail(r, "format", "only int-quantized is supported");
+    if (json_object_size(groups) != 1) {
+        fail(r, "config_groups", "must hold one group");
+        return;
+    }
+    const json_t *group = json_object_iter_value(json_object_iter((json_t *)groups));
+    read_int8_args(r, group, "weights", "channel");
+    read_int8_args(r, group, "input_activations", "token");
+    c->int8 = true;
+}
+
 static void read_quantization(struct reader *r, struct model_config *c)
 {
     const json_t *q = field(r, "quantization_config");
@@ -372,18 +427,12 @@ static void read_quantization(struct reader *r, struct model_config *c)
         return;
     struct reader sub = {r->file, q, "quantization_config.", r->e, r->status};
     const char *method = read_string(&sub, "quant_method", "");
-    if (strcmp(method, "fp8"))
-        fail(&sub, "quant_method", "only fp8 is supported");
-    const char *fmt = read_string(&sub, "fmt", "e4m3");
-    if (strcmp(fmt, "e4m3"))
-        fail(&sub, "fmt", "only e4m3 is supported");
-    const json_t *block = field(&sub, "weight_block_size");
-    for (size_t i = 0; i < 2; i++) {
-        json_int_t n = json_integer_value(json_array_get(block, i));
-        if (block && (json_array_size(block) != 2 || n < 1 || n > 1 << 16))
-            fail(&sub, "weight_block_size", "must be two numbers from 1 to 65536");
-        c->fp8_block[i] = block && sub.status == STATUS_OK ? (int)n : 128;
-    }
+    if (!strcmp(method, "fp8"))
+        read_fp8(&sub, c);
+    else if (!strcmp(method, "compressed-tensors"))
+        read_int8(&sub, c);
+    else
+        fail(&sub, "quant_method", "only fp8 and compressed-tensors (int8) are supported");
     r->status = sub.status;
 }
 
@@ -460,13 +509,10 @@ static enum status read_generation(const char *dir, struct model_config *c, stru
     return r.status;
 }
 
-enum status model_config_load(const char *dir, struct model_config *out, struct errmsg *e)
+enum status model_config_load_file(const char *path, struct model_config *out, struct errmsg *e)
 {
-    char path[JSON_FILE_PATH];
     json_t *root = NULL;
-    enum status s = json_file_path(path, dir, "config.json", e);
-    if (s == STATUS_OK)
-        s = json_file_load(path, &root, e);
+    enum status s = json_file_load(path, &root, e);
     if (s != STATUS_OK)
         return s;
     struct model_config c = {0};
@@ -474,8 +520,20 @@ enum status model_config_load(const char *dir, struct model_config *out, struct 
     read_config(&r, &c);
     json_decref(root);
     if (r.status == STATUS_OK)
-        r.status = read_generation(dir, &c, e);
-    if (r.status == STATUS_OK)
         *out = c;
     return r.status;
+}
+
+enum status model_config_load(const char *dir, struct model_config *out, struct errmsg *e)
+{
+    char path[JSON_FILE_PATH];
+    struct model_config c;
+    enum status s = json_file_path(path, dir, "config.json", e);
+    if (s == STATUS_OK)
+        s = model_config_load_file(path, &c, e);
+    if (s == STATUS_OK)
+        s = read_generation(dir, &c, e);
+    if (s == STATUS_OK)
+        *out = c;
+    return s;
 }

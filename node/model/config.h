@@ -63,7 +63,8 @@ struct model_config {
     double softmax_scale; // with YaRN's mscale squared where the architecture asks for it
     struct rope_config rope;
     struct moe_config moe;
-    int fp8_block[2]; // rows, columns of a scale of fp8 weights; {0, 0} when not quantised
+    int fp8_block[2]; // rows, columns of a scale of fp8 weights; {0, 0}: none are fp8
+    bool int8;        // some weights are int8 with a scale per row
     int bos;          // -1 = none
     int eos[CONFIG_EOS_MAX];
     int eos_n;
@@ -73,6 +74,9 @@ struct model_config {
 // value. UNKNOWN_ARCH: an architecture that Hadal does not compute.
 STATUS_MUST_USE enum status model_config_load(const char *dir, struct model_config *out,
                                               struct errmsg *e);
+// One config.json by its path, wherever it lies.
+STATUS_MUST_USE enum status model_config_load_file(const char *path, struct model_config *out,
+                                                   struct errmsg *e);
 
 const char *model_arch_name(enum model_arch arch); // "deepseek_v3", ...
 bool model_layer_has_experts(const struct model_config *c, int layer);

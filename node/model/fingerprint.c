@@ -33,33 +33,39 @@ static uint64_t hash_tensor(const struct st_tensor *t, uint64_t h)
     return hash_bytes(t->shape, sizeof *t->shape * (size_t)t->dims_n, h);
 }
 
-static enum status hash_config(const char *dir, uint64_t *h, struct errmsg *e)
+static enum status hash_config(const struct model_source *source, uint64_t *h, struct errmsg *e)
 {
     char path[JSON_FILE_PATH];
     json_t *root = NULL;
-    enum status s = json_file_path(path, dir, "config.json", e);
+    enum status s =
+        source->config ? STATUS_OK : json_file_path(path, source->dir, "config.json", e);
     if (s == STATUS_OK)
-        s = json_file_load(path, &root, e);
+        s = json_file_load(source->config ? source->config : path, &root, e);
     if (s != STATUS_OK)
         return s;
     // Sorted and compact: white space does not make another model.
     char *text = json_dumps(root, JSON_SORT_KEYS | JSON_COMPACT);
     json_decref(root);
     if (!text)
-        return errmsg_set(e, STATUS_INTERNAL, "%s: cannot be written back as JSON", path);
+        return errmsg_set(e, STATUS_INTERNAL, "config.json cannot be written back as JSON");
     *h = hash_bytes(text, strlen(text), 0);
     free(text);
+    const int64_t how[] = {source->random, (int64_t)source->seed, source->precision};
+    if (source->random)
+        *h = hash_bytes(how, sizeof how, *h);
+    if (source->layers)
+        *h = hash_pair(*h, (uint64_t)source->layers);
     return STATUS_OK;
 }
 
-enum status model_fingerprint(const char *dir, const struct safetensors *files, uint64_t *out,
-                              struct errmsg *e)
+enum status model_fingerprint(const struct model_source *source, const struct safetensors *files,
+                              uint64_t *out, struct errmsg *e)
 {
     uint64_t h;
-    enum status s = hash_config(dir, &h, e);
+    enum status s = hash_config(source, &h, e);
     if (s != STATUS_OK)
         return s;
-    size_t n = safetensors_count(files), every = n / SAMPLE_TENSORS + 1;
+    size_t n = files ? safetensors_count(files) : 0, every = n / SAMPLE_TENSORS + 1;
     for (size_t i = 0; i < n; i++) {
         const struct st_tensor *t = safetensors_at(files, i);
         h = hash_tensor(t, h);
@@ -75,7 +81,7 @@ enum status model_folder_fingerprint(const char *dir, uint64_t *out, struct errm
     struct safetensors *files = NULL;
     enum status s = safetensors_open_dir(dir, &files, e);
     if (s == STATUS_OK)
-        s = model_fingerprint(dir, files, out, e);
+        s = model_fingerprint(&(struct model_source){.dir = dir}, files, out, e);
     safetensors_close(files);
     return s;
 }

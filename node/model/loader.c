@@ -1,5 +1,4 @@
-// Copies checkpoint tensors into the kern's form. Owns the float32 scratch of conversions; works in
-// pieces of a few MB and lets the kernel drop pages of the mapping behind it.
+// Finds tensors and checks them, and turns what weights.c asks for into jobs.
 #include "node/model/loader.h"
 
 #include <inttypes.h>
@@ -10,23 +9,29 @@
 #include "base/mem.h"
 #include "node/model/dequant.h"
 
-enum { PIECE = 4 << 20 }; // elements converted or copied at once
+enum { PIECE_BYTES = 4 << 20 }; // of one job, in the kern's form
+
+// The only way to ask a kern is to make a small matrix.
+static bool computes(struct kern *k, enum kern_dtype dtype)
+{
+    struct kern_weight *w = NULL;
+    const struct kern_weight_args a = {.dtype = dtype, .stack = 1, .rows = 1, .cols = 1};
+    bool ok = kern_weight_create(k, &a, &w) == STATUS_OK;
+    kern_weight_destroy(w);
+    return ok;
+}
+
+void loader_start(struct loader *l)
+{
+    l->native[0] = computes(l->kern, KERN_FP8);
+    l->native[1] = computes(l->kern, KERN_INT8);
+}
 
 void loader_finish(struct loader *l)
 {
-    free(l->scratch);
-    l->scratch = NULL;
-    l->scratch_n = 0;
-}
-
-static float *scratch(struct loader *l, size_t n)
-{
-    if (l->scratch_n < n) {
-        free(l->scratch);
-        l->scratch = mem_alloc(n * sizeof *l->scratch);
-        l->scratch_n = n;
-    }
-    return l->scratch;
+    free(l->jobs);
+    l->jobs = NULL;
+    l->jobs_n = l->jobs_cap = 0;
 }
 
 static enum status find(struct loader *l, const char *name, const struct st_tensor **out)
@@ -39,26 +44,19 @@ static enum status find(struct loader *l, const char *name, const struct st_tens
         return errmsg_set(l->e, STATUS_BAD_MODEL, "%s%s: tensor '%s' is missing", a,
                           strcmp(a, b) ? " and the files beside it" : "", name);
     }
-    if (t->dtype != ST_BF16 && t->dtype != ST_F16 && t->dtype != ST_F32 && t->dtype != ST_F8_E4M3)
-        return errmsg_set(l->e, STATUS_BAD_MODEL,
-                          "%s: tensor '%s': dtype %s, weights must be BF16, F16, F32 or F8_E4M3",
-                          t->file, name, st_dtype_name(t->dtype));
+    if (t->dtype != ST_BF16 && t->dtype != ST_F16 && t->dtype != ST_F32 &&
+        !loader_is_quantized(t->dtype))
+        return errmsg_set(
+            l->e, STATUS_BAD_MODEL,
+            "%s: tensor '%s': dtype %s, weights must be BF16, F16, F32, F8_E4M3 or I8", t->file,
+            name, st_dtype_name(t->dtype));
     *out = t;
     return STATUS_OK;
 }
 
-static enum status find_shaped(struct loader *l, const char *name, int dims_n, const int64_t *shape,
-                               const struct st_tensor **out)
+static enum status wrong_shape(struct loader *l, const struct st_tensor *t, int dims_n,
+                               const int64_t *shape)
 {
-    enum status s = find(l, name, out);
-    if (s != STATUS_OK)
-        return s;
-    const struct st_tensor *t = *out;
-    bool same = t->dims_n == dims_n;
-    for (int i = 0; same && i < dims_n; i++)
-        same = t->shape[i] == shape[i];
-    if (same)
-        return STATUS_OK;
     char is[128] = "", want[128] = "";
     for (int i = 0, n = 0; i < t->dims_n; i++)
         n += snprintf(is + n, sizeof is - (size_t)n, "%s%" PRId64, i ? ", " : "",
@@ -66,13 +64,36 @@ static enum status find_shaped(struct loader *l, const char *name, int dims_n, c
     for (int i = 0, n = 0; i < dims_n; i++)
         n += snprintf(want + n, sizeof want - (size_t)n, "%s%" PRId64, i ? ", " : "", shape[i]);
     return errmsg_set(l->e, STATUS_BAD_MODEL,
-                      "%s: tensor '%s': shape [%s], config.json asks for [%s]", t->file, name, is,
-                      want);
+                      "%s: tensor '%s': shape [%s], config.json asks for [%s]", t->file, t->name,
+                      is, want);
 }
 
-static void count(struct loader *l, const struct st_tensor *t, size_t elements)
+// A tensor of one or two dimensions; random weights have every tensor that is asked for. mean_cols:
+// the columns that decide how large random numbers are.
+static enum status find_shaped(struct loader *l, const char *name, int dims_n, const int64_t *shape,
+                               int64_t mean_cols, struct tensor *out)
 {
-    size_t bytes = elements * st_dtype_size(t->dtype);
+    *out = (struct tensor){.rows = dims_n == 2 ? shape[0] : 1, .cols = shape[dims_n - 1]};
+    if (!l->files) {
+        out->noise = model_random_tensor(l->source, l->config, name, mean_cols, &out->dtype);
+        return STATUS_OK;
+    }
+    const struct st_tensor *t;
+    enum status s = find(l, name, &t);
+    if (s != STATUS_OK)
+        return s;
+    bool same = t->dims_n == dims_n;
+    for (int i = 0; same && i < dims_n; i++)
+        same = t->shape[i] == shape[i];
+    if (!same)
+        return wrong_shape(l, t, dims_n, shape);
+    out->st = t;
+    out->dtype = t->dtype;
+    return STATUS_OK;
+}
+
+void loader_count(struct loader *l, size_t bytes)
+{
     if (l->check_only) {
         l->total += bytes;
         return;
@@ -82,25 +103,50 @@ static void count(struct loader *l, const struct st_tensor *t, size_t elements)
         l->progress.report(l->progress.arg, l->done, l->total);
 }
 
-static bool is_16bit(enum st_dtype d)
+static enum status dtype_of(struct loader *l, const char *name, enum st_dtype *out)
 {
-    return d == ST_BF16 || d == ST_F16;
+    if (!l->files) {
+        model_random_tensor(l->source, l->config, name, 1, out);
+        return STATUS_OK;
+    }
+    const struct st_tensor *t = NULL;
+    enum status s = find(l, name, &t);
+    if (s == STATUS_OK)
+        *out = t->dtype;
+    return s;
 }
 
-enum status loader_dtype(struct loader *l, const char *const *names, enum kern_dtype *out)
+// True when 128x128 blocks of the checkpoint are those of the kern.
+static bool blocks_native(const struct loader *l)
 {
-    const struct st_tensor *first = NULL, *t = NULL;
-    bool same = true;
+    const int *b = l->config->fp8_block;
+    return l->native[0] && b[0] == KERN_SCALE_BLOCK && b[1] == KERN_SCALE_BLOCK;
+}
+
+enum status loader_dtype(struct loader *l, const char *const *names, bool quantized_ok,
+                         enum kern_dtype *out)
+{
+    enum st_dtype first = ST_F32, d = ST_F32;
+    bool same = true, wide = false; // wide: what bf16 cannot hold
     for (int i = 0; names[i]; i++) {
-        enum status s = find(l, names[i], &t);
+        enum status s = dtype_of(l, names[i], &d);
         if (s != STATUS_OK)
             return s;
-        first = first ? first : t;
-        same &= t->dtype == first->dtype;
+        first = i ? first : d;
+        same &= d == first;
+        wide |= d == ST_F32 || d == ST_F16;
     }
-    *out = !same || !is_16bit(first->dtype) ? KERN_F32
-           : first->dtype == ST_BF16        ? KERN_BF16
-                                            : KERN_F16;
+    const bool gpu = kern_backend(l->kern) == KERN_CUDA;
+    if (same && first == ST_BF16)
+        *out = KERN_BF16;
+    else if (same && first == ST_F16)
+        *out = KERN_F16;
+    else if (same && first == ST_F8_E4M3 && quantized_ok && blocks_native(l))
+        *out = KERN_FP8;
+    else if (same && first == ST_I8 && quantized_ok && l->native[1])
+        *out = KERN_INT8;
+    else
+        *out = gpu && !wide ? KERN_BF16 : KERN_F32;
     return STATUS_OK;
 }
 
@@ -126,90 +172,103 @@ enum status loader_buf(struct loader *l, size_t n, struct kern_buf **out)
     return s == STATUS_OK ? s : out_of_memory(l, s, n);
 }
 
-static enum status find_scales(struct loader *l, const struct loader_rows *r,
-                               const struct st_tensor **out)
+static enum status check_scales_dtype(struct loader *l, const char *name,
+                                      const struct tensor *scales)
+{
+    if (loader_is_quantized(scales->dtype))
+        return errmsg_set(l->e, STATUS_BAD_MODEL, "%s: tensor '%s': scales cannot be %s",
+                          scales->st->file, name, st_dtype_name(scales->dtype));
+    return STATUS_OK;
+}
+
+static enum status find_scales(struct loader *l, const struct loader_rows *r, enum st_dtype dtype,
+                               struct tensor *out)
 {
     char name[320];
     const int *block = l->config->fp8_block;
-    if (!block[0])
+    const bool fp8 = dtype == ST_F8_E4M3;
+    if (fp8 ? !block[0] : !l->config->int8)
         return errmsg_set(l->e, STATUS_BAD_MODEL,
-                          "config.json: quantization_config is missing, but tensor '%s' is F8_E4M3",
-                          r->name);
-    snprintf(name, sizeof name, "%s_scale_inv", r->name);
-    int64_t shape[2] = {(r->rows + block[0] - 1) / block[0], (r->cols + block[1] - 1) / block[1]};
-    enum status s = find_shaped(l, name, 2, shape, out);
-    if (s == STATUS_OK && (*out)->dtype == ST_F8_E4M3)
-        return errmsg_set(l->e, STATUS_BAD_MODEL, "%s: tensor '%s': scales cannot be F8_E4M3",
-                          (*out)->file, name);
-    return s;
-}
-
-// Expands rows [first, first + n) of t into scratch as float32.
-static const float *to_f32(struct loader *l, const struct st_tensor *t,
-                           const struct st_tensor *scales, int64_t first, int64_t n)
-{
-    size_t cols = (size_t)t->shape[1], size = st_dtype_size(t->dtype);
-    size_t scales_n = scales ? (size_t)scales->shape[1] : 0;
-    float *out = scratch(l, (size_t)n * cols + scales_n), *row_scales = out + (size_t)n * cols;
-    for (int64_t i = 0; i < n; i++) {
-        const uint8_t *src = (const uint8_t *)t->data + (size_t)(first + i) * cols * size;
-        if (!scales) {
-            dequant_row(t->dtype, src, cols, out + (size_t)i * cols);
-            continue;
-        }
-        size_t scale_row = (size_t)((first + i) / l->config->fp8_block[0]);
-        dequant_row(scales->dtype,
-                    (const uint8_t *)scales->data +
-                        scale_row * scales_n * st_dtype_size(scales->dtype),
-                    scales_n, row_scales);
-        dequant_fp8_row(src, cols, row_scales, (size_t)l->config->fp8_block[1],
-                        out + (size_t)i * cols);
+                          "config.json: quantization_config is missing or of another kind, but "
+                          "tensor '%s' is %s",
+                          r->name, st_dtype_name(dtype));
+    snprintf(name, sizeof name, "%s_%s", r->name, fp8 ? "scale_inv" : "scale");
+    int64_t shape[2] = {r->rows, 1};
+    if (fp8) {
+        shape[0] = (r->rows + block[0] - 1) / block[0];
+        shape[1] = (r->cols + block[1] - 1) / block[1];
     }
-    return out;
+    enum status s = find_shaped(l, name, 2, shape, r->cols, out);
+    return s == STATUS_OK ? check_scales_dtype(l, name, out) : s;
 }
 
-static bool same_dtype(enum st_dtype a, enum kern_dtype b)
+// Rows of a job: some megabytes, whole blocks of scales. A transposed piece fills whole columns of
+// w, so it is never cut (they are one head's).
+static int64_t rows_at_once(const struct loader_rows *r, const struct loader_dest *d)
 {
-    return (a == ST_F32 && b == KERN_F32) || (a == ST_BF16 && b == KERN_BF16) ||
-           (a == ST_F16 && b == KERN_F16);
-}
-
-static void fill_piece(struct loader *l, const struct st_tensor *t, const struct st_tensor *scales,
-                       const struct loader_dest *d, struct loader_rows piece, size_t row0)
-{
-    size_t cols = (size_t)piece.cols, at = (size_t)piece.first * cols * st_dtype_size(t->dtype);
-    const void *data = (const uint8_t *)t->data + at;
-    if (!same_dtype(t->dtype, d->dtype))
-        data = to_f32(l, t, scales, piece.first, piece.n);
-    struct kern_fill_args f = {.s = d->s, .row0 = row0, .rows = (size_t)piece.n, .data = data};
     if (d->transposed)
-        f = (struct kern_fill_args){
-            .s = d->s, .rows = cols, .data = data, .row_stride = 1, .col_stride = cols};
-    kern_weight_fill(d->w, &f);
-    safetensors_release(t, at, (size_t)piece.n * cols * st_dtype_size(t->dtype));
-    count(l, t, (size_t)piece.n * cols);
+        return r->n;
+    int64_t n = PIECE_BYTES / (r->cols * (int64_t)loader_element_bytes(d->dtype));
+    n = n / KERN_SCALE_BLOCK * KERN_SCALE_BLOCK;
+    return n ? n : KERN_SCALE_BLOCK;
+}
+
+static void add_job(struct loader *l, const struct loader_job *j)
+{
+    MEM_GROW(l->jobs, l->jobs_n, l->jobs_cap);
+    l->jobs[l->jobs_n++] = *j;
+}
+
+// Random weights that need no conversion are made on the device, at once.
+static enum status fill_noise(struct loader *l, const struct loader_rows *r,
+                              const struct loader_job *j)
+{
+    kern_weight_fill_noise(j->d.w, &(struct kern_noise_args){.s = j->d.s,
+                                                             .row0 = j->d.row0,
+                                                             .rows = (size_t)r->n,
+                                                             .key = j->t.noise.key,
+                                                             .first = (uint64_t)r->first,
+                                                             .mean = j->t.noise.mean,
+                                                             .amplitude = j->t.noise.amplitude});
+    if (!loader_is_quantized(j->t.dtype))
+        return STATUS_OK;
+    const struct loader_span s = loader_scale_rows(l, j->t.dtype, r->first, r->n);
+    float *scales = mem_zalloc((size_t)(s.n * j->scales.cols), sizeof *scales);
+    enum status st = tensor_read(&j->scales, s.first, s.n, scales, l->e); // float32 when random
+    if (st == STATUS_OK)
+        kern_weight_fill_scales(
+            j->d.w, &(struct kern_scales_args){
+                        .s = j->d.s, .row0 = j->d.row0, .rows = (size_t)r->n, .data = scales});
+    free(scales);
+    return st;
 }
 
 enum status loader_fill(struct loader *l, const struct loader_rows *r, const struct loader_dest *d)
 {
-    const struct st_tensor *t, *scales = NULL;
+    struct loader_job j = {.d = *d};
     int64_t shape[2] = {r->rows, r->cols};
-    enum status s = find_shaped(l, r->name, 2, shape, &t);
-    if (s == STATUS_OK && t->dtype == ST_F8_E4M3)
-        s = find_scales(l, r, &scales);
+    enum status s = find_shaped(l, r->name, 2, shape, r->cols, &j.t);
+    if (s == STATUS_OK && loader_is_quantized(j.t.dtype))
+        s = find_scales(l, r, j.t.dtype, &j.scales);
     if (s != STATUS_OK)
         return s;
+    const size_t row = (size_t)r->cols * st_dtype_size(j.t.dtype);
     if (l->check_only) {
-        count(l, t, (size_t)(r->n * r->cols));
+        loader_count(l, (size_t)r->n * row);
         return STATUS_OK;
     }
-    // A transposed piece fills whole columns of w, so it is never cut (they are one head's).
-    int64_t step = d->transposed ? r->n : PIECE / r->cols + 1;
+    if (!l->files && kern_backend(l->kern) == KERN_CUDA && loader_is_direct(&j.t, d)) {
+        s = fill_noise(l, r, &j);
+        loader_count(l, (size_t)r->n * row);
+        return s;
+    }
+    const int64_t step = rows_at_once(r, d);
     for (int64_t i = 0; i < r->n; i += step) {
-        struct loader_rows piece = *r;
-        piece.first = r->first + i;
-        piece.n = r->n - i < step ? r->n - i : step;
-        fill_piece(l, t, scales, d, piece, d->row0 + (size_t)i);
+        j.first = r->first + i;
+        j.n = r->n - i < step ? r->n - i : step;
+        j.d.row0 = d->row0 + (size_t)i;
+        j.bytes = (size_t)j.n * row;
+        add_job(l, &j);
     }
     return STATUS_OK;
 }
@@ -217,19 +276,26 @@ enum status loader_fill(struct loader *l, const struct loader_rows *r, const str
 enum status loader_vector_fill(struct loader *l, const struct loader_vector *v,
                                struct kern_buf *buf, size_t at)
 {
-    const struct st_tensor *t;
-    enum status s = find_shaped(l, v->name, 1, &v->total, &t);
-    if (s == STATUS_OK && t->dtype == ST_F8_E4M3)
-        return errmsg_set(l->e, STATUS_BAD_MODEL, "%s: tensor '%s': a vector cannot be F8_E4M3",
-                          t->file, v->name);
+    struct tensor t;
+    enum status s = find_shaped(l, v->name, 1, &v->total, 0, &t);
+    if (s == STATUS_OK && loader_is_quantized(t.dtype))
+        return errmsg_set(l->e, STATUS_BAD_MODEL, "%s: tensor '%s': a vector cannot be %s",
+                          t.st->file, v->name, st_dtype_name(t.dtype));
     if (s != STATUS_OK)
         return s;
+    const size_t size = st_dtype_size(t.dtype), n = (size_t)v->n;
     if (!l->check_only) {
-        size_t size = st_dtype_size(t->dtype);
-        float *f = scratch(l, (size_t)v->n);
-        dequant_row(t->dtype, (const uint8_t *)t->data + (size_t)v->first * size, (size_t)v->n, f);
-        kern_upload(buf, at, f, (size_t)v->n);
+        char *raw = mem_alloc((size_t)v->total * size);
+        float *f = mem_alloc(n * sizeof *f);
+        s = tensor_read(&t, 0, 1, raw, l->e);
+        if (s == STATUS_OK) {
+            dequant_row(t.dtype, raw + (size_t)v->first * size, n, f);
+            kern_upload(buf, at, f, n);
+        }
+        free(raw);
+        free(f);
     }
-    count(l, t, (size_t)v->n);
-    return STATUS_OK;
+    if (s == STATUS_OK)
+        loader_count(l, n * size);
+    return s;
 }

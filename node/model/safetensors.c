@@ -29,6 +29,7 @@ struct mapping {
     char *path;
     uint8_t *base;
     size_t bytes;
+    int fd;
 };
 
 struct safetensors {
@@ -79,9 +80,10 @@ static enum status map_file(const char *path, struct mapping *out, struct errmsg
         if (base == MAP_FAILED)
             s = errmsg_set(e, status_from_errno(errno), "%s: mmap: %s", path, strerror(errno));
         else
-            *out = (struct mapping){mem_strdup(path), base, (size_t)sb.st_size};
+            *out = (struct mapping){mem_strdup(path), base, (size_t)sb.st_size, fd};
     }
-    close(fd);
+    if (s != STATUS_OK)
+        close(fd);
     return s;
 }
 
@@ -145,6 +147,8 @@ static enum status read_offsets(const json_t *v, const struct mapping *m, uint64
                           t->file, t->name, end - begin, bytes);
     t->data = m->base + data_at + begin;
     t->bytes = (size_t)bytes;
+    t->fd = m->fd;
+    t->file_at = data_at + (uint64_t)begin;
     return STATUS_OK;
 }
 
@@ -393,6 +397,7 @@ void safetensors_close(struct safetensors *st)
         free((char *)st->tensors[i].name);
     for (size_t i = 0; i < st->files_n; i++) {
         munmap(st->files[i].base, st->files[i].bytes);
+        close(st->files[i].fd);
         free(st->files[i].path);
     }
     free(st->tensors);
@@ -416,14 +421,4 @@ size_t safetensors_count(const struct safetensors *st)
 const struct st_tensor *safetensors_at(const struct safetensors *st, size_t i)
 {
     return i < st->tensors_n ? &st->tensors[i] : NULL;
-}
-
-// Only whole pages inside the range: neighbours may still be needed.
-void safetensors_release(const struct st_tensor *t, size_t offset, size_t n)
-{
-    uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
-    uintptr_t from = ((uintptr_t)t->data + offset + page - 1) / page * page;
-    uintptr_t to = ((uintptr_t)t->data + offset + n) / page * page;
-    if (to > from)
-        madvise((void *)from, to - from, MADV_DONTNEED);
 }

@@ -36,8 +36,10 @@ struct st_tensor {
     enum st_dtype dtype;
     int dims_n;
     int64_t shape[ST_DIMS_MAX];
-    const void *data; // not necessarily aligned to the element
+    const void *data; // mapped; not necessarily aligned to the element
     size_t bytes;
+    int fd; // of the file, and where in it the data begin: for pread
+    uint64_t file_at;
 };
 
 struct safetensors;
@@ -55,7 +57,3 @@ void safetensors_close(struct safetensors *st); // NULL is fine
 const struct st_tensor *safetensors_find(const struct safetensors *st, const char *name);
 size_t safetensors_count(const struct safetensors *st);
 const struct st_tensor *safetensors_at(const struct safetensors *st, size_t i); // sorted by name
-
-// The bytes [offset, offset + n) of a tensor were copied: let the kernel drop their pages, so that
-// loading a large model does not hold it in memory twice. They can still be read again.
-void safetensors_release(const struct st_tensor *t, size_t offset, size_t n);

@@ -22,16 +22,18 @@ size_t model_kv_block_bytes(const struct model_plan *plan, int block_tokens)
 static enum status open_weights(struct model_shard *s, const struct model_shard_args *args,
                                 struct errmsg *e)
 {
-    enum status st = model_config_load(args->dir, &s->config, e);
+    const struct model_source *source = &args->source;
+    enum status st = model_source_config(source, &s->config, e);
     if (st == STATUS_OK)
         st = model_plan_make(&s->config, &s->rank, &s->plan, e);
     struct safetensors *files = NULL;
+    if (st == STATUS_OK && !source->random)
+        st = safetensors_open_dir(source->dir, &files, e);
     if (st == STATUS_OK)
-        st = safetensors_open_dir(args->dir, &files, e);
-    if (st == STATUS_OK)
-        st = model_fingerprint(args->dir, files, &s->fingerprint, e);
+        st = model_fingerprint(source, files, &s->fingerprint, e);
     if (st == STATUS_OK) {
-        struct model_weights_args w = {&s->config, &s->plan, files, s->kern, args->progress};
+        struct model_weights_args w = {source, &s->config, &s->plan,
+                                       files,  s->kern,    args->progress};
         st = model_weights_load(&w, &s->weights, e);
     }
     safetensors_close(files);

@@ -13,7 +13,7 @@
 enum { MODEL_BLOCK_TOKENS = 32 }; // default tokens of a KV block
 
 struct model_shard_args {
-    const char *dir;
+    struct model_source source;
     struct model_rank rank;
     struct kern *kern; // borrowed until model_shard_close
     int max_context;   // positions of a sequence; 0 = the model's, never more than that

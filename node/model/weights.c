@@ -1,5 +1,6 @@
 // Knows the names and shapes of every tensor of the five architectures, and which rows of which a
-// rank needs. load_shard() runs twice: once to check everything, once to copy.
+// rank needs. load_shard() runs twice: once to check everything, once to create the weights and say
+// what is to be copied.
 #include "node/model/weights.h"
 
 #include <stdarg.h>
@@ -32,18 +33,25 @@ struct part {
     int64_t rows, first, n;
 };
 
-// A matrix of `cols` columns made of the parts, one above the other.
-static enum status load_stacked(struct shard_loader *sl, const struct part *parts, int parts_n,
-                                int64_t cols, struct kern_weight **out)
+static bool starts_block(int64_t row)
+{
+    return row % KERN_SCALE_BLOCK == 0;
+}
+
+// A matrix of `cols` columns made of the parts, one above the other. plain: never quantized.
+static enum status load_stacked_as(struct shard_loader *sl, const struct part *parts, int parts_n,
+                                   int64_t cols, bool plain, struct kern_weight **out)
 {
     const char *names[4] = {0};
     size_t rows = 0;
+    bool quantized_ok = !plain;
     for (int i = 0; i < parts_n; i++) {
         names[i] = parts[i].name;
+        quantized_ok &= starts_block(parts[i].first) && starts_block((int64_t)rows);
         rows += (size_t)parts[i].n;
     }
     struct kern_weight_args args = {.stack = 1, .rows = rows, .cols = (size_t)cols};
-    enum status s = loader_dtype(&sl->l, names, &args.dtype);
+    enum status s = loader_dtype(&sl->l, names, quantized_ok, &args.dtype);
     if (s == STATUS_OK)
         s = loader_weight(&sl->l, &args, out);
     struct loader_dest d = {.w = *out, .dtype = args.dtype};
@@ -53,6 +61,12 @@ static enum status load_stacked(struct shard_loader *sl, const struct part *part
         d.row0 += (size_t)parts[i].n;
     }
     return s;
+}
+
+static enum status load_stacked(struct shard_loader *sl, const struct part *parts, int parts_n,
+                                int64_t cols, struct kern_weight **out)
+{
+    return load_stacked_as(sl, parts, parts_n, cols, false, out);
 }
 
 static enum status load_vector(struct shard_loader *sl, const char *name, int64_t n,
@@ -160,7 +174,7 @@ static enum status load_kv_b(struct shard_loader *sl, struct layer_weights *w)
     char name[NAME];
     const char *names[] = {name_of(sl, name, "self_attn.kv_b_proj.weight"), NULL};
     struct loader_dest uk = {.transposed = true}, uv = {0};
-    enum status s = loader_dtype(&sl->l, names, &uk.dtype);
+    enum status s = loader_dtype(&sl->l, names, false, &uk.dtype);
     uv.dtype = uk.dtype;
     struct kern_weight_args a = {
         .dtype = uk.dtype, .stack = heads, .rows = latent, .cols = (size_t)c->nope_dim};
@@ -245,7 +259,7 @@ static enum status load_mlp(struct shard_loader *sl, const char *prefix, int int
 // The dtype that holds the named matrix of every expert without loss; of two kinds when `other` is
 // not NULL, because the kern computes gate and up together.
 static enum status stack_dtype(struct shard_loader *sl, const char *kind, const char *other,
-                               enum kern_dtype *out)
+                               int64_t first, enum kern_dtype *out)
 {
     char part[PART], name[2][NAME];
     for (int e = 0; e < sl->c->moe.experts; e++) {
@@ -254,7 +268,7 @@ static enum status stack_dtype(struct shard_loader *sl, const char *kind, const 
         snprintf(part, PART, "mlp.experts.%d.%s.weight", e, other ? other : kind);
         names[1] = name_of(sl, name[1], part);
         enum kern_dtype dtype;
-        enum status s = loader_dtype(&sl->l, names, &dtype);
+        enum status s = loader_dtype(&sl->l, names, starts_block(first), &dtype);
         if (s != STATUS_OK)
             return s;
         *out = e == 0 || dtype == *out ? dtype : KERN_F32;
@@ -289,13 +303,13 @@ static enum status load_stacks(struct shard_loader *sl, struct layer_weights *w)
     const struct part inner = {NULL, m->intermediate, own->first, own->n};
     const struct part outer = {NULL, c->hidden, hidden->first, hidden->n};
     enum kern_dtype in, out;
-    enum status s = stack_dtype(sl, "gate_proj", "up_proj", &in);
+    enum status s = stack_dtype(sl, "gate_proj", "up_proj", own->first, &in);
     if (s == STATUS_OK)
         s = load_stack(sl, "gate_proj", in, &inner, c->hidden, &w->gate);
     if (s == STATUS_OK)
         s = load_stack(sl, "up_proj", in, &inner, c->hidden, &w->up);
     if (s == STATUS_OK)
-        s = stack_dtype(sl, "down_proj", NULL, &out);
+        s = stack_dtype(sl, "down_proj", NULL, hidden->first, &out);
     return s == STATUS_OK ? load_stack(sl, "down_proj", out, &outer, m->intermediate, &w->down) : s;
 }
 
@@ -306,7 +320,7 @@ static enum status load_experts(struct shard_loader *sl, struct layer_weights *w
     const struct model_plan *p = sl->p;
     char name[NAME];
     struct part router = {name_of(sl, name, "mlp.gate.weight"), m->experts, 0, m->experts};
-    enum status s = load_stacked(sl, &router, 1, c->hidden, &w->router);
+    enum status s = load_stacked_as(sl, &router, 1, c->hidden, true, &w->router);
     if (s == STATUS_OK && m->topk == MOE_GROUP_TOP2_BIASED)
         s = load_layer_vector(sl, "mlp.gate.e_score_correction_bias", m->experts, &w->router_bias);
     if (s == STATUS_OK)
@@ -333,7 +347,7 @@ static enum status load_embed(struct shard_loader *sl, struct kern_weight **out)
     const struct model_config *c = sl->c;
     struct kern_weight_args a = {
         .kind = KERN_WEIGHT_TABLE, .stack = 1, .rows = (size_t)c->vocab, .cols = (size_t)c->hidden};
-    enum status s = loader_dtype(&sl->l, names, &a.dtype);
+    enum status s = loader_dtype(&sl->l, names, false, &a.dtype);
     if (s == STATUS_OK)
         s = loader_weight(&sl->l, &a, out);
     struct loader_rows r = {names[0], c->vocab, c->hidden, 0, c->vocab};
@@ -347,7 +361,7 @@ static enum status load_head(struct shard_loader *sl, struct model_weights *w)
     struct part head = {c->tied ? "model.embed_tokens.weight" : "lm_head.weight", c->vocab,
                         sl->p->vocab.first, sl->p->vocab.n};
     enum status s = load_vector(sl, "model.norm.weight", c->hidden, &w->norm);
-    return s == STATUS_OK ? load_stacked(sl, &head, 1, c->hidden, &w->lm_head) : s;
+    return s == STATUS_OK ? load_stacked_as(sl, &head, 1, c->hidden, true, &w->lm_head) : s;
 }
 
 static enum status load_shard(struct shard_loader *sl, struct model_weights *w)
@@ -366,7 +380,8 @@ enum status model_weights_load(const struct model_weights_args *args, struct mod
                                struct errmsg *e)
 {
     struct shard_loader sl = {
-        .l = {.config = args->config,
+        .l = {.source = args->source,
+              .config = args->config,
               .files = args->files,
               .kern = args->kern,
               .progress = args->progress,
@@ -377,10 +392,13 @@ enum status model_weights_load(const struct model_weights_args *args, struct mod
     };
     struct model_weights w = {0};
     w.layers = mem_zalloc((size_t)args->plan->layers_n, sizeof *w.layers);
+    loader_start(&sl.l);
     enum status s = load_shard(&sl, &w);
     sl.l.check_only = false;
     if (s == STATUS_OK)
         s = load_shard(&sl, &w);
+    if (s == STATUS_OK)
+        s = loader_run(&sl.l);
     if (s == STATUS_OK) {
         s = kern_sync(args->kern);
         if (s != STATUS_OK)

@@ -15,7 +15,7 @@
 #include "base/status.h"
 #include "kernels/kern.h"
 #include "node/model/config.h"
-#include "node/model/safetensors.h"
+#include "node/model/source.h"
 
 struct model_rank {
     int stage, stages, tensor, tensors; // stage of stages, tensor of tensors
@@ -88,9 +88,10 @@ struct model_progress {
 };
 
 struct model_weights_args {
-    const struct model_config *config;
+    const struct model_source *source;
+    const struct model_config *config; // of the source
     const struct model_plan *plan;
-    const struct safetensors *files;
+    const struct safetensors *files; // NULL: random weights
     struct kern *kern;
     struct model_progress progress;
 };
@@ -102,11 +103,7 @@ STATUS_MUST_USE enum status model_weights_load(const struct model_weights_args *
 // Also of a zeroed or partly loaded struct.
 void model_weights_unload(struct model_weights *w, const struct model_plan *plan);
 
-// Names a model version: config.json, the name, type and shape of every tensor, and samples of
-// their bytes. Equal on every rank and host that has the same files. Never 0.
-STATUS_MUST_USE enum status model_fingerprint(const char *dir, const struct safetensors *files,
-                                              uint64_t *out, struct errmsg *e);
-// The same, of a folder.
+// model_fingerprint (source.h) of a folder.
 STATUS_MUST_USE enum status model_folder_fingerprint(const char *dir, uint64_t *out,
                                                      struct errmsg *e);
 // Changes when a file of the folder is written or replaced: cheap, nothing is opened. 0: cannot be

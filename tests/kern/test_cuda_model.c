@@ -14,7 +14,7 @@ static const double error_max = 2e-2, tie = 0.05;
 
 static struct local_replica *open_replica(const char *dir, enum kern_backend backend)
 {
-    struct local_replica_args a = {.dir = dir,
+    struct local_replica_args a = {.source = {.dir = dir},
                                    .stages = 1,
                                    .tensors = 1,
                                    .backend = backend,

@@ -8,6 +8,7 @@
 #include "node/model/rope.h"
 #include "node/model/safetensors.h"
 #include "node/model/shard.h"
+#include "node/model/tensor.h"
 #include "tests/unit/model_fixture.h"
 
 static char dir[64];
@@ -320,6 +321,27 @@ static void test_bad_configs(void **state)
         {"{" ARCH("DeepseekV3ForCausalLM") ",\"quantization_config\":{\"quant_method\":\"fp8\","
                                            "\"weight_block_size\":[0,128]}}",
          "weight_block_size"},
+#define INT8(format, weights, activations)                                                         \
+    "{" ARCH("Qwen3ForCausalLM") ",\"quantization_config\":{\"quant_method\":"                     \
+                                 "\"compressed-tensors\",\"format\":\"" format                     \
+                                 "\",\"config_groups\":{\"group_0\":{\"weights\":{" weights        \
+                                 "},\"input_activations\":{" activations "}}}}}"
+#define EIGHT "\"num_bits\":8,\"type\":\"int\","
+        {INT8("pack-quantized", "", ""), "quantization_config.format = \"pack-quantized\""},
+        {INT8("int-quantized", "", ""), "quantization_config.weights.num_bits = (missing)"},
+        {INT8("int-quantized", "\"num_bits\":4", ""), "weights.num_bits = 4"},
+        {INT8("int-quantized", "\"num_bits\":8,\"type\":\"float\"", ""),
+         "weights.type = \"float\""},
+        {INT8("int-quantized", EIGHT "\"strategy\":\"group\"", ""), "weights.strategy = \"group\""},
+        {INT8("int-quantized", EIGHT "\"strategy\":\"channel\",\"symmetric\":false", ""),
+         "weights.symmetric = false"},
+        {INT8("int-quantized", EIGHT "\"strategy\":\"channel\"", EIGHT "\"strategy\":\"tensor\""),
+         "input_activations.strategy = \"tensor\""},
+        {"{" ARCH("Qwen3ForCausalLM") ",\"quantization_config\":{\"quant_method\":"
+                                      "\"compressed-tensors\",\"format\":\"int-quantized\"}}",
+         "config_groups = (missing)"},
+#undef EIGHT
+#undef INT8
         {"{" ARCH("DeepseekV3ForCausalLM") ",\"n_group\":7}", "n_group = 7"},
         {"{" ARCH("DeepseekV3ForCausalLM") ",\"topk_group\":9}", "topk_group = 9"},
         {"{" ARCH("DeepseekV3ForCausalLM") ",\"n_routed_experts\":8,\"num_experts_per_tok\":9}",
@@ -373,7 +395,7 @@ static enum status open_shard(struct errmsg *e)
     struct kern *k = NULL;
     struct model_shard *s = NULL;
     assert_int_equal(kern_open(KERN_CPU, &(struct kern_config){.threads = 1}, &k, NULL), STATUS_OK);
-    struct model_shard_args a = {.dir = dir,
+    struct model_shard_args a = {.source = {.dir = dir},
                                  .rank = {0, 1, 0, 1},
                                  .kern = k,
                                  .max_rows = 4,
@@ -466,6 +488,24 @@ static void test_wrong_tensors(void **state)
     expect_error(open_shard(&e), &e, "config.json", "No such file");
 }
 
+// A file that is cut short between being checked and being read.
+static void test_cut_short(void **state)
+{
+    struct errmsg e = {0};
+    struct safetensors *st = NULL;
+    write_tiny(NULL, NULL);
+    assert_int_equal(safetensors_open_dir(dir, &st, &e), STATUS_OK);
+    const struct st_tensor *t = safetensors_find(st, "model.norm.weight");
+    struct tensor tensor = {.dtype = t->dtype, .rows = 1, .cols = 4, .st = t};
+    uint16_t v[4];
+    assert_int_equal(tensor_read(&tensor, 0, 1, v, &e), STATUS_OK);
+    assert_memory_equal(v, t->data, sizeof v);
+    assert_int_equal(truncate(t->file, (off_t)t->file_at + 2), 0);
+    expect_error(tensor_read(&tensor, 0, 1, v, &e), &e, "model.safetensors",
+                 "'model.norm.weight': the file was cut short");
+    safetensors_close(st);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -473,7 +513,7 @@ int main(void)
         cmocka_unit_test(test_sharded),       cmocka_unit_test(test_defaults),
         cmocka_unit_test(test_rope_names),    cmocka_unit_test(test_rope_tables),
         cmocka_unit_test(test_bad_configs),   cmocka_unit_test(test_plans),
-        cmocka_unit_test(test_wrong_tensors),
+        cmocka_unit_test(test_wrong_tensors), cmocka_unit_test(test_cut_short),
     };
     return cmocka_run_group_tests_name("unit/model_files", tests, make_dir, remove_dir);
 }

@@ -12,7 +12,7 @@ enum { MAX_ERROR_PPM = 2000, PROMPT = 32, GREEDY = 32 };
 
 static struct local_replica *open_replica(const char *dir, int stages, int tensors)
 {
-    struct local_replica_args a = {.dir = dir,
+    struct local_replica_args a = {.source = {.dir = dir},
                                    .stages = stages,
                                    .tensors = tensors,
                                    .backend = KERN_CPU,

@@ -161,7 +161,7 @@ static void write_model(const char *config)
 // [TOKENS][vocab], owned by the caller.
 static float *compute(enum kern_backend backend, int stages, int tensors, int chunk, size_t *n_out)
 {
-    struct local_replica_args a = {.dir = dir,
+    struct local_replica_args a = {.source = {.dir = dir},
                                    .stages = stages,
                                    .tensors = tensors,
                                    .backend = backend,
