@@ -188,6 +188,8 @@ static bool add_replica(void *arg, const struct coord_replica_view *r)
     put_uint(&o, "kv_free", r->kv_free);
     put_uint(&o, "block_tokens", r->block_tokens);
     put_uint(&o, "steps", r->steps);
+    put_text(&o, "transport",
+             r->transport == TRANSPORT_AUTO ? "none" : transport_choice_name(r->transport));
     put_uint(&o, "step_age_ms", r->step_age_ms);
     char fingerprint[20];
     snprintf(fingerprint, sizeof fingerprint, "%016" PRIx64, r->fingerprint);

@@ -62,17 +62,24 @@ static bool count_node(void *arg, const struct coord_node_view *n)
     return true;
 }
 
+struct replica_counts {
+    uint64_t states[COORD_REPLICA_DRAINING + 1], transports[TRANSPORT_VERBS + 1];
+};
+
 static bool count_replica(void *arg, const struct coord_replica_view *r)
 {
-    ((uint64_t *)arg)[r->state]++;
+    struct replica_counts *n = arg;
+    n->states[r->state]++;
+    n->transports[r->transport]++;
     return true;
 }
 
 static void members(const struct coord *core, struct strbuf *out)
 {
-    uint64_t nodes[COORD_NODE_LOST + 1] = {0}, replicas[COORD_REPLICA_DRAINING + 1] = {0};
+    uint64_t nodes[COORD_NODE_LOST + 1] = {0};
+    struct replica_counts replicas = {0};
     coord_each_node(core, count_node, nodes);
-    coord_each_replica(core, count_replica, replicas);
+    coord_each_replica(core, count_replica, &replicas);
     header(out, "hadal_nodes", "gauge", "Nodes by state.");
     for (int i = 0; i <= COORD_NODE_LOST; i++)
         labelled(out, "hadal_nodes", "state", coord_node_state_name((enum coord_node_state)i),
@@ -80,7 +87,12 @@ static void members(const struct coord *core, struct strbuf *out)
     header(out, "hadal_replicas", "gauge", "Replicas by state.");
     for (int i = 0; i <= COORD_REPLICA_DRAINING; i++)
         labelled(out, "hadal_replicas", "state",
-                 coord_replica_state_name((enum coord_replica_state)i), replicas[i]);
+                 coord_replica_state_name((enum coord_replica_state)i), replicas.states[i]);
+    header(out, "hadal_replicas_linked", "gauge",
+           "Ready replicas of several ranks, by what links the ranks.");
+    for (int i = TRANSPORT_SHM; i <= TRANSPORT_VERBS; i++)
+        labelled(out, "hadal_replicas_linked", "transport",
+                 transport_choice_name((enum transport_choice)i), replicas.transports[i]);
 }
 
 static void requests(const struct coord_stats *st, struct strbuf *out)

@@ -127,11 +127,10 @@ static enum status take_numbers(const char *path, const struct yaml *y,
 static enum status take_transport(const char *path, const char *name, enum transport_choice *out,
                                   struct errmsg *err)
 {
-    static const char *const names[] = {"auto", "shm", "tcp", "verbs"};
     if (!name)
         return STATUS_OK;
     for (int i = 0; i <= TRANSPORT_VERBS; i++)
-        if (!strcmp(name, names[i])) {
+        if (!strcmp(name, transport_choice_name((enum transport_choice)i))) {
             *out = (enum transport_choice)i;
             return STATUS_OK;
         }

@@ -283,6 +283,7 @@ struct coord_replica_view {
     uint32_t running;              // requests placed on it
     uint32_t credits;              // how many it may have; 0 unless ready
     uint32_t max_context, kv_blocks, kv_free, block_tokens, waiting;
+    enum transport_choice transport; // among its ranks; AUTO: not formed, or one rank
     uint32_t step_age_ms;
     uint64_t steps, fingerprint;
     uint64_t forms, fences; // since the coordinator started

@@ -108,6 +108,7 @@ struct replica {
     uint32_t prepared_n, formed_n;
     uint64_t fingerprint;
     uint32_t max_seqs, max_context, kv_blocks, kv_free, block_tokens, waiting;
+    uint32_t transport;          // enum transport_choice among its ranks; AUTO: one rank
     struct request_list running; // RUNNING
     struct request_list leaving; // MOVING and CLOSING, oldest CANCEL first
     uint32_t moving_n;           // of leaving

@@ -237,6 +237,7 @@ void replica_formed(struct coord *c, struct member *m, const struct msg_formed *
         r->max_context = f->max_context;
         r->kv_blocks = r->kv_free = f->kv_blocks;
         r->block_tokens = f->block_tokens;
+        r->transport = f->transport;
     }
     l->phase = RANK_FORMED;
     if (++r->formed_n == c->ranks_n)

@@ -16,10 +16,11 @@ struct engine_formed {
     char text[512];
     uint64_t fingerprint;
     uint32_t max_context, kv_blocks, block_tokens;
-    uint32_t max_rows; // of one plan: the scheduler's token budget
-    uint32_t max_seqs; // slots
-    uint32_t vocab;    // token ids are 0 .. vocab-1
-    uint32_t pipeline; // plans that may be under way at once (the number of stages)
+    uint32_t max_rows;  // of one plan: the scheduler's token budget
+    uint32_t max_seqs;  // slots
+    uint32_t vocab;     // token ids are 0 .. vocab-1
+    uint32_t transport; // enum transport_choice in use; AUTO: the replica is one rank
+    uint32_t pipeline;  // plans that may be under way at once (the number of stages)
 };
 
 enum engine_event_kind {

@@ -197,13 +197,12 @@ static void open_hubs(struct engine_model *m)
         struct lane_hub_config config = {
             .kind = (enum xport_kind)k, .bind_host = m->bind, .spin_us = w->config.spin_us};
         struct errmsg why = {0};
-        if (k == XPORT_VERBS)
-            continue;
         enum status rc = lane_hub_open(&config, &w->hubs[k], &why);
-        if (rc != STATUS_OK) {
-            w->hubs[k] = NULL;
-            log_warn("transport %s is not offered: %s", xport_kind_name(config.kind), why.text);
-        }
+        if (rc == STATUS_OK)
+            continue;
+        w->hubs[k] = NULL;
+        log_write(rc == STATUS_NO_DEVICE ? LOG_INFO : LOG_WARN, "transport %s is not offered: %s",
+                  xport_kind_name(config.kind), why.text);
     }
 }
 

@@ -136,6 +136,7 @@ void node_on_formed(struct node *n, const struct engine_formed *f)
     m->formed.max_context = batch_context(n->batch);
     m->formed.kv_blocks = f->kv_blocks;
     m->formed.block_tokens = f->block_tokens;
+    m->formed.transport = f->transport;
 }
 
 void node_on_dissolve(struct node *n, const struct msg_dissolve *d)

@@ -16,6 +16,13 @@
 
 enum { CONNECT_TIMEOUT_MS = 10000, IDLE_WAIT_MS = 1000 };
 
+static uint64_t now_ms(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000 + (uint64_t)t.tv_nsec / 1000000;
+}
+
 // ---- events to the owner
 // --------------------------------------------------------------------------
 
@@ -50,6 +57,7 @@ static void report_formed(struct worker *w, enum status status, const char *text
     snprintf(f->text, sizeof f->text, "%s", text);
     if (status == STATUS_OK) {
         f->fingerprint = s->shard->fingerprint;
+        f->transport = s->hub ? transports_in_use(s->transport) : TRANSPORT_AUTO;
         f->max_context = (uint32_t)s->shard->max_context;
         f->kv_blocks = (uint32_t)s->shard->kv_blocks;
         f->block_tokens = (uint32_t)s->shard->block_tokens;
@@ -64,11 +72,23 @@ static void report_formed(struct worker *w, enum status status, const char *text
 static void report_prepared(struct worker *w)
 {
     struct worker_event *x = worker_event_new(w, ENGINE_PREPARED);
-    struct lane_hub *shm = w->hubs[XPORT_SHM], *tcp = w->hubs[XPORT_TCP];
-    snprintf(x->shm, sizeof x->shm, "%s", shm ? lane_hub_address(shm) : "");
-    snprintf(x->tcp, sizeof x->tcp, "%s", tcp ? lane_hub_address(tcp) : "");
-    x->ev.addresses = (struct rank_addresses){x->shm, x->tcp, ""};
+    for (int k = 0; k < XPORT_KINDS; k++) {
+        bool offered =
+            w->hubs[k] && (k != XPORT_VERBS || rdma_rest_offers(&w->state->rdma, now_ms()));
+        snprintf(x->addresses[k], sizeof x->addresses[k], "%s",
+                 offered ? lane_hub_address(w->hubs[k]) : "");
+    }
+    x->ev.addresses = (struct rank_addresses){.shm = x->addresses[XPORT_SHM],
+                                              .tcp = x->addresses[XPORT_TCP],
+                                              .verbs = x->addresses[XPORT_VERBS]};
     worker_event_post(w, x);
+}
+
+static void rdma_fault(struct worker_state *s, enum status why, bool unreachable)
+{
+    if (rdma_rest_fault(&s->rdma, now_ms(), unreachable))
+        log_warn("transport verbs is not offered for %u s: %s", s->rdma.rest_ms / 1000,
+                 unreachable ? "a peer could not be reached" : status_text(why));
 }
 
 void worker_report_fault(struct worker *w, enum status status, const char *text, int rank)
@@ -78,6 +98,8 @@ void worker_report_fault(struct worker *w, enum status status, const char *text,
     if (status == STATUS_ABORTED)
         return; // the owner asked for it
     int tensor = (int)s->form.tensor;
+    if (s->hub && s->transport == XPORT_VERBS && status_group(status) == STATUS_GROUP_LINK)
+        rdma_fault(s, status, false);
     log_error("replica %" PRIu64 " epoch %" PRIu64 " rank (%u,%u): %s: %s", s->form.replica,
               s->form.epoch, s->form.my_stage, s->form.my_tensor, status_text(status), text);
     struct worker_event *x = worker_event_new(w, ENGINE_FAULT);
@@ -345,28 +367,23 @@ static enum status open_comm(struct worker *w, struct errmsg *e)
     return comm_create_xport(s->hub, &config, &s->comm, e);
 }
 
-// Shared memory when every rank is on one host and offers it, else TCP.
-static enum status choose_hub(struct worker *w, const struct msg_link *l, enum xport_kind *kind_out,
-                              struct errmsg *e)
+static enum status choose_transport(struct worker *w, const struct msg_link *l, struct errmsg *e)
 {
-    const struct msg_form *f = &w->state->form;
-    bool shm = true, tcp = true;
-    for (uint32_t i = 0; i < l->members_n; i++) {
-        shm = shm && l->members[i].addresses.shm[0] &&
-              !strcmp(l->members[i].host, l->members[0].host);
-        tcp = tcp && l->members[i].addresses.tcp[0];
-    }
-    bool want_shm = f->transport == TRANSPORT_AUTO || f->transport == TRANSPORT_SHM;
-    bool want_tcp = f->transport == TRANSPORT_AUTO || f->transport == TRANSPORT_TCP;
-    if (f->transport == TRANSPORT_VERBS)
-        return errmsg_set(e, STATUS_UNSUPPORTED,
-                          "transport: nodes do not offer verbs; auto, shm or tcp");
-    if (want_shm && shm && w->hubs[XPORT_SHM])
-        *kind_out = XPORT_SHM;
-    else if (want_tcp && tcp && w->hubs[XPORT_TCP])
-        *kind_out = XPORT_TCP;
-    else
-        return errmsg_set(e, STATUS_BAD_CONFIG, "transport: the ranks have none in common");
+    struct worker_state *s = w->state;
+    const struct transports_want want = {.choice = (enum transport_choice)s->form.transport,
+                                         .members = l->members,
+                                         .members_n = l->members_n};
+    int fallback;
+    enum status rc = transports_choose(&want, &s->transport, &fallback, e);
+    if (rc != STATUS_OK)
+        return rc;
+    s->hub = w->hubs[s->transport];
+    if (!s->hub) // we are one of the members
+        return errmsg_set(e, STATUS_LINK_PROTOCOL, "transport: an address that is not ours");
+    if (fallback >= 0)
+        log_warn("replica %" PRIu64 " epoch %" PRIu64
+                 ": node %s does not offer verbs now, the ranks link up over tcp",
+                 s->form.replica, s->form.epoch, l->members[fallback].name);
     return STATUS_OK;
 }
 
@@ -374,15 +391,13 @@ static enum status connect_group(struct worker *w, const struct msg_link *l, str
 {
     struct worker_state *s = w->state;
     const char *addresses[LIMIT_RANKS];
-    enum xport_kind kind = XPORT_SHM;
     if (l->members_n == 1) {
         s->hub = NULL;
         return open_comm(w, e);
     }
-    enum status rc = choose_hub(w, l, &kind, e);
+    enum status rc = choose_transport(w, l, e);
     if (rc != STATUS_OK)
         return rc;
-    s->hub = w->hubs[kind];
     struct lane_group group = {.epoch = s->form.epoch, .rank = my_rank(s), .ranks = l->members_n};
     rc = lane_hub_begin(s->hub, &group, e);
     if (rc == STATUS_OK)
@@ -392,9 +407,11 @@ static enum status connect_group(struct worker *w, const struct msg_link *l, str
     if (rc != STATUS_OK)
         return rc;
     for (uint32_t i = 0; i < l->members_n; i++)
-        addresses[i] =
-            kind == XPORT_SHM ? l->members[i].addresses.shm : l->members[i].addresses.tcp;
-    return lane_hub_connect(s->hub, addresses, CONNECT_TIMEOUT_MS, e);
+        addresses[i] = transports_address(&l->members[i].addresses, s->transport);
+    rc = lane_hub_connect(s->hub, addresses, CONNECT_TIMEOUT_MS, e);
+    if (s->transport == XPORT_VERBS && rc == STATUS_LINK_TIMEOUT)
+        rdma_fault(s, rc, true);
+    return rc;
 }
 
 static void take_link(struct worker *w, const struct msg_link *l)

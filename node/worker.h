@@ -18,7 +18,7 @@ struct worker_event {
     struct engine_event ev;
     struct step_sample *samples; // owned, `samples_cap` of them; ev.result.samples points here
     uint32_t samples_cap;
-    char shm[LIMIT_ADDR], tcp[LIMIT_ADDR]; // ev.addresses points here
+    char addresses[XPORT_KINDS][LIMIT_ADDR]; // ev.addresses points here
 };
 
 // A plan on its way from the owner to the worker, in the form that is sent to the other ranks.

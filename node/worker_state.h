@@ -7,6 +7,7 @@
 #include "node/plan_wire.h"
 #include "node/sampler.h"
 #include "node/slots.h"
+#include "node/transports.h"
 #include "node/worker.h"
 
 // Lanes of a replica. The lead's rank is 0, rank (stage, tensor) is stage * T + tensor.
@@ -38,6 +39,8 @@ struct worker_state {
 
     // The group. NULL where this rank has no such lane; hub NULL when the replica is one rank.
     struct lane_hub *hub;
+    enum xport_kind transport; // of hub
+    struct rdma_rest rdma;
     struct comm *comm;
     struct slots *slots;
     struct lane *agree_tx[LIMIT_RANKS], *agree_rx;

@@ -8,6 +8,12 @@
 
 #include "base/mem.h"
 
+const char *transport_choice_name(enum transport_choice t)
+{
+    static const char *const names[] = {"auto", "shm", "tcp", "verbs"};
+    return (unsigned)t < sizeof names / sizeof *names ? names[t] : "?";
+}
+
 const char *finish_reason_name(enum finish_reason r)
 {
     static const char *const names[] = {"none", "stop", "length", "cancelled", "error"};

@@ -139,6 +139,7 @@ struct msg_heartbeat {
 //     LINK      --->   once all ranks are prepared: connect to each other
 //               <---   FORMED                             (OK: ready)
 enum transport_choice { TRANSPORT_AUTO, TRANSPORT_SHM, TRANSPORT_TCP, TRANSPORT_VERBS };
+const char *transport_choice_name(enum transport_choice t); // "auto", "shm", "tcp", "verbs"
 
 struct msg_form {
     uint64_t replica, epoch;
@@ -178,6 +179,7 @@ struct msg_formed {
     uint32_t max_seqs;    // sequences it runs at once: the coordinator's credits
     uint32_t max_context; // tokens of one sequence
     uint32_t kv_blocks, block_tokens;
+    uint32_t transport; // enum transport_choice that the ranks use; AUTO: there is one rank
 };
 
 struct msg_tokens {

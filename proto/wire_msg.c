@@ -115,6 +115,7 @@ static bool write_formed(struct wire_arena *a, const struct msg *m, union pb *u)
     u->formed.max_context = f->max_context;
     u->formed.kv_blocks = f->kv_blocks;
     u->formed.block_tokens = f->block_tokens;
+    u->formed.transport = f->transport;
     return true;
 }
 
@@ -126,6 +127,7 @@ static void read_formed(struct wire_check *c, const union pb *u, struct msg *m)
     wire_check_range(c, "max_seqs", p->max_seqs, 0, 1 << 20);
     wire_check_range(c, "max_context", p->max_context, 0, LIMIT_CONTEXT);
     wire_check_range(c, "block_tokens", p->block_tokens, 0, LIMIT_CONTEXT);
+    wire_check_range(c, "transport", p->transport, TRANSPORT_AUTO, TRANSPORT_VERBS);
     m->formed = (struct msg_formed){.replica = p->replica,
                                     .epoch = p->epoch,
                                     .status = (enum status)p->status,
@@ -134,7 +136,8 @@ static void read_formed(struct wire_check *c, const union pb *u, struct msg *m)
                                     .max_seqs = p->max_seqs,
                                     .max_context = p->max_context,
                                     .kv_blocks = p->kv_blocks,
-                                    .block_tokens = p->block_tokens};
+                                    .block_tokens = p->block_tokens,
+                                    .transport = p->transport};
 }
 
 static bool write_token(struct wire_arena *a, const struct token_out *t, Hadal__TokenOut *pb)

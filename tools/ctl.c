@@ -44,12 +44,13 @@ static const struct ctl_column node_columns[] = {
     {"LAST FAULT", "fault", CTL_PLAIN},   {NULL, NULL, CTL_PLAIN},
 };
 static const struct ctl_column replica_columns[] = {
-    {"REPLICA", "id", CTL_PLAIN},       {"STATE", "state", CTL_PLAIN},
-    {"EPOCH", "epoch", CTL_PLAIN},      {"NODES", "nodes", CTL_PLAIN},
-    {"RUNNING", "running", CTL_PLAIN},  {"PLACES", "credits", CTL_PLAIN},
-    {"KV FREE", "kv_free", CTL_PLAIN},  {"KV", "kv_blocks", CTL_PLAIN},
-    {"STEPS", "steps", CTL_PLAIN},      {"FENCES", "fences", CTL_PLAIN},
-    {"LAST FAULT", "fault", CTL_PLAIN}, {NULL, NULL, CTL_PLAIN},
+    {"REPLICA", "id", CTL_PLAIN},      {"STATE", "state", CTL_PLAIN},
+    {"EPOCH", "epoch", CTL_PLAIN},     {"NODES", "nodes", CTL_PLAIN},
+    {"RUNNING", "running", CTL_PLAIN}, {"PLACES", "credits", CTL_PLAIN},
+    {"KV FREE", "kv_free", CTL_PLAIN}, {"KV", "kv_blocks", CTL_PLAIN},
+    {"LINKS", "transport", CTL_PLAIN}, {"STEPS", "steps", CTL_PLAIN},
+    {"FENCES", "fences", CTL_PLAIN},   {"LAST FAULT", "fault", CTL_PLAIN},
+    {NULL, NULL, CTL_PLAIN},
 };
 static const struct ctl_column request_columns[] = {
     {"REQUEST", "id", CTL_PLAIN},           {"STATE", "state", CTL_PLAIN},
