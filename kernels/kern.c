@@ -103,6 +103,11 @@ size_t kern_buf_n(const struct kern_buf *b)
     return b->n;
 }
 
+enum kern_dtype kern_buf_dtype(const struct kern_buf *b)
+{
+    return b->dtype;
+}
+
 void *kern_buf_ptr(struct kern_buf *b)
 {
     return b->p;

@@ -69,6 +69,7 @@ enum status kern_buf_wrap(struct kern *k, enum kern_dtype dtype, void *memory, s
                           struct kern_buf **buf_out) STATUS_MUST_USE;
 void kern_buf_destroy(struct kern_buf *b); // NULL is fine
 size_t kern_buf_n(const struct kern_buf *b);
+enum kern_dtype kern_buf_dtype(const struct kern_buf *b);
 // Address on the device; on the CPU backends that is plain memory, which the owner thread may read
 // and write between ops (collectives and transports work on it in place).
 void *kern_buf_ptr(struct kern_buf *b);

@@ -21,7 +21,8 @@ struct kern_weight {
     void *p;              // device address, in the body's packing
     size_t ld;            // elements from row to row, where the packing has rows
     size_t stack_bytes;   // distance of two matrices of the stack
-    // f32, CUDA only. FP8: [stack][rows / 128 up][scales_ld], INT8: [stack][rows]; else NULL.
+    // f32, CUDA only. FP8: [stack][rows / 128 up][scales_ld], scales_ld = cols / 128 rounded up to
+    // a multiple of 4; INT8: [stack][rows]; else NULL.
     float *scales;
     size_t scales_ld, scales_stack; // floats of a row, of a matrix
     size_t bytes;                   // of all

@@ -36,17 +36,37 @@ static const struct shape shapes[] = {
 
 // ---- operands
 
-static struct kern_buf *random_buf(struct kern *k, size_t n)
+static struct kern_buf *random_buf_of(struct kern *k, enum kern_dtype dtype, size_t n)
 {
     float *v = mem_alloc(n * sizeof *v);
-    for (size_t i = 0; i < n; i++)
-        v[i] = (float)(i * 2654435761u >> 8 & 0xffff) * 0x1p-15f - 1;
+    uint16_t *h = (uint16_t *)v;
+    for (size_t i = 0; i < n; i++) {
+        float f = (float)(i * 2654435761u >> 8 & 0xffff) * 0x1p-15f - 1;
+        uint32_t u;
+        memcpy(&u, &f, 4);
+        if (dtype == KERN_BF16)
+            h[i] = (uint16_t)(u >> 16);
+        else
+            v[i] = f;
+    }
     struct kern_buf *b;
-    if (kern_buf_create(k, KERN_F32, n, &b) != STATUS_OK)
+    if (kern_buf_create(k, dtype, n, &b) != STATUS_OK)
         abort();
     kern_upload(b, 0, v, n);
     free(v);
     return b;
+}
+static struct kern_buf *random_buf(struct kern *k, size_t n)
+{
+    return random_buf_of(k, KERN_F32, n);
+}
+static struct kern_buf *act_buf(struct kern *k, size_t n)
+{
+    return random_buf_of(k, kern_act_dtype(k), n);
+}
+static double act_bytes(const struct kern *k)
+{
+    return kern_act_dtype(k) == KERN_F32 ? 4 : 2;
 }
 
 static struct kern_buf *i32_buf(struct kern *k, const int32_t *v, size_t n)
@@ -179,9 +199,10 @@ static void bench_linear(const struct bench *b, const char *shape, const char *w
     struct linear_run *r = mem_zalloc(1, sizeof *r);
     r->k = b->k;
     copies_make(&r->weights, b->k, 1, rows, cols);
-    struct kern_buf *x = random_buf(b->k, n * cols), *y = random_buf(b->k, n * rows);
+    struct kern_buf *x = act_buf(b->k, n * cols), *y = random_buf(b->k, n * rows);
     r->args = (struct kern_linear_args){.n = n, .x = {x, 0, cols}, .out = {y, 0, rows}};
-    double bytes = 2.0 * (double)(rows * cols) + 4.0 * (double)(n * (rows + cols));
+    double bytes = 2.0 * (double)(rows * cols) +
+                   (double)n * (4.0 * (double)rows + act_bytes(b->k) * (double)cols);
     report(b, name, time_case(b, linear_once, r), bytes, 2.0 * (double)(n * rows * cols));
     copies_free(&r->weights);
     kern_buf_destroy(x);
@@ -218,8 +239,8 @@ static void bench_moe(const struct bench *b, const struct shape *s, size_t n)
     copies_make(&r->gate, b->k, s->experts, s->moe_inter, s->hidden);
     copies_make(&r->up, b->k, s->experts, s->moe_inter, s->hidden);
     copies_make(&r->down, b->k, s->experts, s->hidden, s->moe_inter);
-    struct kern_buf *x = random_buf(b->k, n * s->hidden), *y = random_buf(b->k, n * s->hidden);
-    struct kern_buf *h = random_buf(b->k, pairs * s->moe_inter), *w = random_buf(b->k, pairs);
+    struct kern_buf *x = act_buf(b->k, n * s->hidden), *y = random_buf(b->k, n * s->hidden);
+    struct kern_buf *h = act_buf(b->k, pairs * s->moe_inter), *w = random_buf(b->k, pairs);
     struct kern_buf *ids = index_buf(b->k, pairs, s->experts);
     r->gate_up_args = (struct kern_moe_gate_up_args){
         .n = n, .topk = s->topk, .x = {x, 0, s->hidden}, .ids = ids, .out = {h, 0, s->moe_inter}};
@@ -299,8 +320,8 @@ static void bench_attn(const struct bench *b, const struct shape *s, size_t seqs
     struct attn_run r = {.k = b->k};
     make_batch(&r, seqs, context, rows);
     size_t blocks = seqs * r.batch.table_stride;
-    struct kern_buf *pool = random_buf(b->k, blocks * BLOCK_TOKENS * width);
-    struct kern_buf *q = random_buf(b->k, n * q_width), *y = random_buf(b->k, n * q_width);
+    struct kern_buf *pool = act_buf(b->k, blocks * BLOCK_TOKENS * width);
+    struct kern_buf *q = act_buf(b->k, n * q_width), *y = act_buf(b->k, n * q_width);
     struct kern_kv kv = {
         .buf = pool, .blocks = blocks, .block_tokens = BLOCK_TOKENS, .width = width};
     if (gqa)
@@ -325,7 +346,7 @@ static void bench_attn(const struct bench *b, const struct shape *s, size_t seqs
                                             .out = {y, 0, q_width},
                                             .scale = 0.05f};
     double keys = (double)context - ((double)rows - 1) / 2; // seen by a row, on average
-    report(b, name, time_case(b, attn_once, &r), 4.0 * (double)(seqs * context * width),
+    report(b, name, time_case(b, attn_once, &r), act_bytes(b->k) * (double)(seqs * context * width),
            2.0 * (double)(n * s->heads) * keys * (double)(2 * head + s->rope));
     free_batch(&r);
     kern_buf_destroy(pool);

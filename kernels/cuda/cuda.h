@@ -16,10 +16,8 @@ extern "C" {
 #endif
 
 enum cuda_arena {
-    CUDA_ARENA_X,       // activations as pairs of bf16, padded, for the tensor cores
     CUDA_ARENA_PLAN,    // (token, choice) pairs sorted by expert
     CUDA_ARENA_PARTIAL, // softmax over pieces of a sequence; products of chosen experts
-    CUDA_ARENA_STAGE,   // raw rows of a weight before they are packed
     CUDA_ARENAS
 };
 enum { CUDA_PINNED_BYTES = 16 << 20 }; // one of two halves through which all uploads pass
@@ -77,52 +75,37 @@ void cuda_stage_free(struct kern_stage *s);
 void cuda_stage_wait(struct kern_stage *s);
 void cuda_stage_fill(struct kern_weight *w, const struct kern_fill_args *a, struct kern_stage *s);
 
-// Rows of float32 on the device.
+// Rows on the device, of float32 or bf16. p NULL: absent.
 struct cuda_rows {
-    float *p;
-    size_t stride;
+    void *p;
+    size_t stride; // elements
+    bool bf16;
 };
 static inline struct cuda_rows cuda_rows(const struct kern_view *v)
 {
-    struct cuda_rows r = {v->buf ? (float *)v->buf->p + v->at : NULL, v->stride};
+    struct cuda_rows r = {NULL, 0, false};
+    if (v->buf) {
+        r.p = (char *)v->buf->p + v->at * kern_dtype_bytes(v->buf->dtype);
+        r.stride = v->stride;
+        r.bf16 = v->buf->dtype == KERN_BF16;
+    }
     return r;
 }
 
-// A KV pool with the rows of a step, as kernels see it.
+// A KV pool (bf16) with the rows of a step, as kernels see it.
 struct cuda_kv {
-    float *pool;
+    uint16_t *pool;
     size_t width, block_tokens;
     const int32_t *seq, *pos, *tables;
     size_t table_stride;
 };
 struct cuda_kv cuda_kv(const struct kern_batch *b, const struct kern_kv *kv);
 
-// ---- packed weights -----------------------------------------------------------------------------
+// ---- matrix products ----------------------------------------------------------------------------
 //
-// bf16 matrices lie in the order in which the tensor cores take them (mma.m16n8k16, operand A), so
-// that a warp's load is 512 contiguous bytes and needs no shuffling: tiles of 16 rows x 32 columns,
-// [row tile][column group of 32][half of 2][lane of 32][8 values]. Lane 4g + t holds of rows g and
-// g + 8 the columns 8t + 4 half .. + 3: {r g: c0 c1, r g+8: c0 c1, r g: c2 c3, r g+8: c2 c3}. Rows
-// and columns are padded with zeros to whole tiles. Operand B (activations) then is 8 contiguous
-// bf16 per lane and group: columns 8t .. 8t + 7. f32 and f16 matrices, and tables, stay row-major.
-enum { CUDA_TILE_ROWS = 16, CUDA_TILE_COLS = 32, CUDA_TILE_BYTES = 1024 };
-static inline size_t cuda_tiles(size_t n, size_t size)
-{
-    return (n + size - 1) / size;
-}
-static inline bool cuda_is_packed(const struct kern_weight *w)
-{
-    return w->shape.kind == KERN_WEIGHT_MATRIX && w->shape.dtype == KERN_BF16;
-}
-struct cuda_pack {
-    void *matrix;    // packed
-    const void *src; // element (i, j) at src[i * row_stride + j * col_stride]
-    size_t row0, rows, cols, row_stride, col_stride;
-};
-void cuda_pack(struct cuda *c, const struct cuda_pack *p);
-
-// ---- matrix products
-// -----------------------------------------------------------------------------
+// Weights lie row-major, rows padded with zeros to CUDA_ROW_BYTES. A bf16 product is one chain over
+// rising columns, in steps of 16 (a tensor core instruction), from 0; whichever kernel makes it.
+enum { CUDA_ROW_BYTES = 128 };
 
 // Some rows that share one matrix: pairs[first .. first + n) when there are pairs, else rows
 // first .. first + n themselves.
@@ -130,33 +113,33 @@ struct cuda_piece {
     int32_t matrix, first, n;
 };
 
-// out[row] (+)= x[row] W[s]^T for the rows of every piece; the one description that linear,
-// linear_heads and the experts are put in. A row's sum is cut into at most CUDA_SEGMENTS runs of
-// whole groups of 32 columns, by the width alone; each run is one chain over rising columns, and
-// the runs are added in order. So a row's bits do not depend on its company.
-enum { CUDA_SEGMENTS = 16, CUDA_PLAIN_ROWS = 8 };
+// out[row] = x[row] W[s]^T + bias + add for the rows of every piece; the one description that
+// linear, linear_heads and the experts are put in.
+enum { CUDA_PIECE_ROWS = 32 };
 struct cuda_mm {
     const void *w, *w_up; // w_up: second matrix of a gated product, out = silu(W x) * (W_up x)
     enum kern_dtype dtype;
-    size_t stack_bytes; // distance of two matrices of the stack
-    size_t rows, cols;  // of a matrix
-    struct cuda_rows x, out;
+    size_t ld;               // elements from row to row of a matrix
+    size_t stack_bytes;      // distance of two matrices of the stack
+    size_t rows, cols;       // of a matrix
+    struct cuda_rows x;      // bf16
+    struct cuda_rows out;    // f32 or bf16
     size_t x_head, out_head; // per head: offset of head h's input and output
-    const float *bias;
-    struct cuda_rows add;
-    size_t n, x_rows; // rows of out and of x
-    size_t heads;     // matrices that every row is multiplied with; 1 for experts
-    // Experts: pieces of at most piece_rows (8, 16, 32 or 64; for f32 and f16 CUDA_PLAIN_ROWS) rows.
-    // NULL: plain rows.
+    const float *bias;       // NULL: none
+    struct cuda_rows add;    // f32
+    size_t n;                // rows of out
+    size_t heads;            // matrices that every row is multiplied with; 1 for experts
+    // Experts: pieces of at most CUDA_PIECE_ROWS rows; NULL: plain rows.
     const struct cuda_piece *pieces;
     const int32_t *pieces_n; // on the device
     const int32_t *pairs;
-    size_t pieces_max, piece_rows;
+    size_t pieces_max;
     const int32_t *ids; // experts without a plan: row i has matrix ids[i] for itself
     size_t x_div;       // output row j is made of x row j / x_div
 };
+void cuda_mm_set_weight(struct cuda_mm *m, const struct kern_weight *w);
+// Any shape and alignment; bf16, f32 and f16.
 void cuda_mm(struct cuda *c, const struct cuda_mm *m);
-void cuda_mm_plain(struct cuda *c, const struct cuda_mm *m); // f32, f16: linear_plain.cu
 
 // ---- ops
 // -----------------------------------------------------------------------------------------

@@ -163,24 +163,47 @@ static void cuda_zero(struct kern_buf *b, size_t at, size_t n)
 
 // ---- weights
 
+static bool is_scaled(const struct kern_weight *w)
+{
+    return w->shape.dtype == KERN_FP8 || w->shape.dtype == KERN_INT8;
+}
+
+static size_t blocks_of(size_t n)
+{
+    return (n + KERN_SCALE_BLOCK - 1) / KERN_SCALE_BLOCK;
+}
+
+static enum status scales_alloc(struct kern_weight *w)
+{
+    const struct kern_weight_args *s = &w->shape;
+    bool fp8 = s->dtype == KERN_FP8;
+    w->scales_ld = fp8 ? (blocks_of(s->cols) + 3) / 4 * 4 : 1; // 16-byte aligned rows
+    w->scales_stack = w->scales_ld * (fp8 ? blocks_of(s->rows) : s->rows);
+    size_t bytes = s->stack * w->scales_stack * sizeof(float); // less than the matrices
+    enum status rc = device_alloc(cuda_enter(w->k), bytes, (void **)&w->scales);
+    w->bytes += rc == STATUS_OK ? bytes : 0;
+    return rc;
+}
+
 static enum status cuda_weight_alloc(struct kern_weight *w)
 {
     const struct kern_weight_args *s = &w->shape;
-    if (s->dtype == KERN_FP8 || s->dtype == KERN_INT8)
-        return STATUS_UNSUPPORTED;
-    size_t tile = CUDA_TILE_BYTES;
-    size_t matrix = cuda_is_packed(w) ? cuda_tiles(s->rows, CUDA_TILE_ROWS) *
-                                            cuda_tiles(s->cols, CUDA_TILE_COLS) * tile
-                                      : s->rows * s->cols * kern_dtype_bytes(s->dtype);
-    w->stack_bytes = (matrix + 15) / 16 * 16;
-    if (__builtin_mul_overflow(w->stack_bytes, s->stack, &w->bytes))
+    size_t e = kern_dtype_bytes(s->dtype), each = CUDA_ROW_BYTES / e;
+    w->ld = (s->cols + each - 1) / each * each;
+    if (__builtin_mul_overflow(w->ld * e, s->rows, &w->stack_bytes) ||
+        __builtin_mul_overflow(w->stack_bytes, s->stack, &w->bytes))
         return STATUS_NO_MEMORY;
-    return device_alloc(cuda_enter(w->k), w->bytes, &w->p);
+    enum status rc = device_alloc(cuda_enter(w->k), w->bytes, &w->p);
+    if (rc == STATUS_OK && is_scaled(w) && (rc = scales_alloc(w)) != STATUS_OK)
+        device_free(cuda_of(w->k), w->p);
+    return rc;
 }
 
 static void cuda_weight_free(struct kern_weight *w)
 {
     device_free(cuda_enter(w->k), w->p);
+    if (w->scales)
+        device_free(cuda_of(w->k), w->scales);
 }
 
 // `rows` rows of `cols` elements of e bytes -> dense rows at `to`.
@@ -203,21 +226,14 @@ static void make_dense(char *to, const struct kern_fill_args *a, size_t cols, si
 static void fill_some(struct kern_weight *w, const struct kern_fill_args *a)
 {
     struct cuda *c = cuda_of(w->k);
-    size_t e = kern_dtype_bytes(w->shape.dtype), cols = w->shape.cols, bytes = a->rows * cols * e;
-    char *matrix = (char *)w->p + a->s * w->stack_bytes, *room = pinned_room(c, bytes);
-    bool packed = cuda_is_packed(w);
-    void *to =
-        packed ? cuda_scratch(c, CUDA_ARENA_STAGE, CUDA_PINNED_BYTES) : matrix + a->row0 * cols * e;
-    make_dense(room, a, cols, e);
-    cuda_check(c, cudaMemcpyAsync(to, room, bytes, cudaMemcpyHostToDevice, c->stream), "fill");
-    if (packed)
-        cuda_pack(c, &(struct cuda_pack){.matrix = matrix,
-                                         .src = to,
-                                         .row0 = a->row0,
-                                         .rows = a->rows,
-                                         .cols = cols,
-                                         .row_stride = cols,
-                                         .col_stride = 1});
+    size_t e = kern_dtype_bytes(w->shape.dtype), row = w->shape.cols * e;
+    char *to = (char *)w->p + a->s * w->stack_bytes + a->row0 * w->ld * e;
+    char *room = pinned_room(c, a->rows * row);
+    make_dense(room, a, w->shape.cols, e);
+    cuda_check(c,
+               cudaMemcpy2DAsync(to, w->ld * e, room, row, row, a->rows, cudaMemcpyHostToDevice,
+                                 c->stream),
+               "fill");
 }
 
 static void cuda_weight_fill(struct kern_weight *w, const struct kern_fill_args *args)
@@ -233,6 +249,20 @@ static void cuda_weight_fill(struct kern_weight *w, const struct kern_fill_args 
         a.data = (const char *)args->data + at * args->row_stride * e;
         fill_some(w, &a);
     }
+}
+
+static void cuda_weight_fill_scales(struct kern_weight *w, const struct kern_scales_args *a)
+{
+    struct cuda *c = cuda_enter(w->k);
+    float *to = w->scales + a->s * w->scales_stack;
+    if (w->shape.dtype == KERN_INT8) {
+        copy_to_device(c, to + a->row0, (const char *)a->data, a->rows * sizeof(float));
+        return;
+    }
+    to += a->row0 / KERN_SCALE_BLOCK * w->scales_ld;
+    for (size_t i = 0; i < blocks_of(a->rows); i++)
+        copy_to_device(c, to + i * w->scales_ld, (const char *)(a->data + i * a->row_stride),
+                       blocks_of(w->shape.cols) * sizeof(float));
 }
 
 // ---- opening
@@ -271,6 +301,7 @@ static const struct kern_device device = {
     .stage_free = cuda_stage_free,
     .stage_fill = cuda_stage_fill,
     .stage_wait = cuda_stage_wait,
+    .weight_fill_scales = cuda_weight_fill_scales,
 };
 static const struct kern_compute compute = {
     .embed = cuda_embed,
@@ -342,8 +373,8 @@ __attribute__((visibility("default"))) enum status hadal_cuda_open(int abi,
     c->base = (struct kern){.backend = KERN_CUDA,
                             .device = &device,
                             .compute = &compute,
-                            .act = KERN_F32,
-                            .kv = KERN_F32,
+                            .act = KERN_BF16,
+                            .kv = KERN_BF16,
                             .threads = 1};
     enum status s = open_device(c, config, err);
     if (s != STATUS_OK) {

@@ -2,28 +2,10 @@
 // memory the copy engine reads while the loader's threads fill others.
 #include "kernels/cuda/cuda.h"
 
-// Rows that the tensor cores want in their own order are made row-major here first.
-static void *dense_scratch(struct cuda *c, size_t bytes)
-{
-    return cuda_scratch(c, CUDA_ARENA_STAGE, bytes);
-}
-
-static void pack_rows(struct cuda *c, struct kern_weight *w, void *matrix, size_t row0, size_t rows,
-                      const void *src)
-{
-    cuda_pack(c, &(struct cuda_pack){.matrix = matrix,
-                                     .src = src,
-                                     .row0 = row0,
-                                     .rows = rows,
-                                     .cols = w->shape.cols,
-                                     .row_stride = w->shape.cols,
-                                     .col_stride = 1});
-}
-
-// Bytes from row to row of a matrix that is not packed.
+// Bytes from row to row of a matrix.
 static size_t row_bytes(const struct kern_weight *w)
 {
-    return w->shape.cols * kern_dtype_bytes(w->shape.dtype);
+    return w->ld * kern_dtype_bytes(w->shape.dtype);
 }
 
 static char *matrix_of(struct kern_weight *w, size_t s)
@@ -33,36 +15,17 @@ static char *matrix_of(struct kern_weight *w, size_t s)
 
 // ---- noise
 
-// A packed matrix is made some rows at a time, through scratch memory.
-static void noise_packed(struct cuda *c, struct kern_weight *w, const struct kern_noise_args *a,
-                         struct cuda_noise n)
-{
-    size_t most = CUDA_PINNED_BYTES / n.row_bytes;
-    n.p = dense_scratch(c, CUDA_PINNED_BYTES);
-    for (size_t at = 0; at < a->rows; at += n.rows) {
-        n.rows = a->rows - at < most ? a->rows - at : most;
-        n.first = a->first + at;
-        cuda_noise(c, &n);
-        pack_rows(c, w, matrix_of(w, a->s), a->row0 + at, n.rows, n.p);
-    }
-}
-
 void cuda_weight_noise(struct kern_weight *w, const struct kern_noise_args *a)
 {
     struct cuda *c = cuda_enter(w->k);
     struct cuda_noise n = {.dtype = w->shape.dtype,
                            .rows = a->rows,
                            .cols = w->shape.cols,
-                           .row_bytes = w->shape.cols * kern_dtype_bytes(w->shape.dtype),
+                           .row_bytes = row_bytes(w),
                            .key = a->key,
                            .first = a->first,
                            .mean = a->mean,
                            .amplitude = a->amplitude};
-    if (cuda_is_packed(w)) {
-        noise_packed(c, w, a, n);
-        return;
-    }
-    n.row_bytes = row_bytes(w);
     n.p = matrix_of(w, a->s) + a->row0 * n.row_bytes;
     cuda_noise(c, &n);
 }
@@ -117,11 +80,7 @@ void cuda_stage_fill(struct kern_weight *w, const struct kern_fill_args *a, stru
     size_t row = w->shape.cols * kern_dtype_bytes(w->shape.dtype), pitch = row_bytes(w);
     char *matrix = matrix_of(w, a->s);
     cudaError_t e;
-    if (cuda_is_packed(w)) {
-        void *dense = dense_scratch(c, CUDA_PINNED_BYTES > s->bytes ? CUDA_PINNED_BYTES : s->bytes);
-        e = cudaMemcpyAsync(dense, s->p, a->rows * row, cudaMemcpyHostToDevice, c->stream);
-        pack_rows(c, w, matrix, a->row0, a->rows, dense);
-    } else if (pitch == row) {
+    if (pitch == row) {
         e = cudaMemcpyAsync(matrix + a->row0 * row, s->p, a->rows * row, cudaMemcpyHostToDevice,
                             c->stream);
     } else {

@@ -3,6 +3,7 @@
 // cuda_mm's. down's products go to scratch memory and are added per token by rising expert id, so
 // the order of the pairs within an expert, which differs from run to run, is never seen.
 #include "kernels/cuda/cuda.h"
+#include "kernels/cuda/rows.cuh"
 
 enum { PLAN_THREADS = 1024, COMBINE_THREADS = 256 };
 
@@ -47,13 +48,6 @@ static __global__ void __launch_bounds__(PLAN_THREADS) make_plan(const plan p)
         p.pairs[atomicAdd(&first[p.ids[i]], 1)] = i;
 }
 
-// Rows that a piece takes: about what an expert gets, so that few rows do not pay for many.
-static size_t piece_rows(size_t pairs, size_t experts)
-{
-    size_t each = (pairs + experts - 1) / experts;
-    return each <= 4 ? 8 : each <= 10 ? 16 : each <= 24 ? 32 : 64;
-}
-
 // Puts the plan of `ids` into m. One token needs none: its experts differ.
 static void plan_pieces(struct cuda *c, const int32_t *ids, size_t tokens, size_t experts,
                         struct cuda_mm *m)
@@ -63,13 +57,12 @@ static void plan_pieces(struct cuda *c, const int32_t *ids, size_t tokens, size_
         m->ids = ids;
         return;
     }
-    m->piece_rows = m->dtype == KERN_BF16 ? piece_rows(pairs, experts) : CUDA_PLAIN_ROWS;
     // A piece is either full or the last of its expert.
-    size_t most = pairs / m->piece_rows + experts;
+    size_t most = pairs / CUDA_PIECE_ROWS + experts;
     m->pieces_max = most < pairs ? most : pairs;
     int32_t *memory = (int32_t *)cuda_scratch(
         c, CUDA_ARENA_PLAN, (4 + pairs) * sizeof *memory + m->pieces_max * sizeof *m->pieces);
-    plan p = {ids, (int)pairs, (int)experts, (int)m->piece_rows, memory, memory + 4,
+    plan p = {ids, (int)pairs, (int)experts, CUDA_PIECE_ROWS, memory, memory + 4,
               (struct cuda_piece *)(memory + 4 + pairs)};
     make_plan<<<1, PLAN_THREADS, 0, c->stream>>>(p);
     cuda_launched(c, "make_plan");
@@ -80,24 +73,13 @@ static void plan_pieces(struct cuda *c, const int32_t *ids, size_t tokens, size_
 
 static_assert((int)PLAN_THREADS == (int)KERN_EXPERTS_MAX, "a thread per expert");
 
-static void set_weight(struct cuda_mm *m, const struct kern_weight *w)
-{
-    m->w = w->p;
-    m->dtype = w->shape.dtype;
-    m->stack_bytes = w->stack_bytes;
-    m->rows = w->shape.rows;
-    m->cols = w->shape.cols;
-    m->heads = 1;
-}
-
 void cuda_moe_gate_up(struct kern *k, const struct kern_moe_gate_up_args *a)
 {
     struct cuda *c = cuda_of(k);
     struct cuda_mm m = {};
-    set_weight(&m, a->gate);
+    cuda_mm_set_weight(&m, a->gate);
     m.w_up = a->up->p;
     m.x = cuda_rows(&a->x);
-    m.x_rows = a->n;
     m.x_div = a->topk;
     m.out = cuda_rows(&a->out);
     m.n = a->n * a->topk;
@@ -106,7 +88,7 @@ void cuda_moe_gate_up(struct kern *k, const struct kern_moe_gate_up_args *a)
 }
 
 struct combine {
-    size_t n, topk, rows;
+    size_t row0, n, topk, rows;
     const int32_t *ids;
     const float *weights, *products;
     struct cuda_rows shared, residual, out;
@@ -115,7 +97,7 @@ static __global__ void combine_choices(const combine a)
 {
     __shared__ int order[KERN_TOPK_MAX];
     __shared__ float weight[KERN_TOPK_MAX];
-    size_t i = blockIdx.y;
+    size_t i = a.row0 + blockIdx.y;
     const int32_t *ids = a.ids + i * a.topk;
     if (threadIdx.x < a.topk) {
         int rank = 0;
@@ -132,26 +114,19 @@ static __global__ void combine_choices(const combine a)
     for (int j = 0; j < a.topk; j++)
         sum = fmaf(weight[j], a.products[(i * a.topk + order[j]) * a.rows + r], sum);
     if (a.shared.p)
-        sum += a.shared.p[i * a.shared.stride + r];
+        sum += row_get(a.shared, i, r);
     if (a.residual.p)
-        sum += a.residual.p[i * a.residual.stride + r];
-    a.out.p[i * a.out.stride + r] = sum;
+        sum += row_get(a.residual, i, r);
+    row_set(a.out, i, r, sum);
 }
 
 static void combine_all(struct cuda *c, combine a)
 {
-    size_t n = a.n;
-    for (size_t first = 0, some; first < n; first += some) { // the grid's y is limited
-        some = n - first < 65535 ? n - first : 65535;
+    for (size_t some; a.row0 < a.n; a.row0 += some) { // the grid's y is limited
+        some = a.n - a.row0 < 65535 ? a.n - a.row0 : 65535;
         dim3 grid((unsigned)((a.rows + COMBINE_THREADS - 1) / COMBINE_THREADS), (unsigned)some);
         combine_choices<<<grid, COMBINE_THREADS, 0, c->stream>>>(a);
         cuda_launched(c, "combine_choices");
-        a.ids += some * a.topk;
-        a.weights += some * a.topk;
-        a.products += some * a.topk * a.rows;
-        a.shared.p += a.shared.p ? some * a.shared.stride : 0;
-        a.residual.p += a.residual.p ? some * a.residual.stride : 0;
-        a.out.p += some * a.out.stride;
     }
 }
 
@@ -159,9 +134,9 @@ void cuda_moe_down(struct kern *k, const struct kern_moe_down_args *a)
 {
     struct cuda *c = cuda_of(k);
     struct cuda_mm m = {};
-    set_weight(&m, a->down);
+    cuda_mm_set_weight(&m, a->down);
     m.x = cuda_rows(&a->h);
-    m.n = m.x_rows = a->n * a->topk;
+    m.n = a->n * a->topk;
     m.x_div = 1;
     float *products =
         (float *)cuda_scratch(c, CUDA_ARENA_PARTIAL, m.n * m.rows * sizeof *products);
@@ -169,7 +144,8 @@ void cuda_moe_down(struct kern *k, const struct kern_moe_down_args *a)
     m.out.stride = m.rows;
     plan_pieces(c, (const int32_t *)a->ids->p, a->n, a->down->shape.stack, &m);
     cuda_mm(c, &m);
-    combine s = {a->n,
+    combine s = {0,
+                 a->n,
                  a->topk,
                  m.rows,
                  (const int32_t *)a->ids->p,

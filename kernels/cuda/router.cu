@@ -97,7 +97,7 @@ static __global__ void __launch_bounds__(32) router_row(const router a)
     __shared__ float score[KERN_EXPERTS_MAX], choice[KERN_EXPERTS_MAX], rank[KERN_EXPERTS_MAX];
     __shared__ bool taken[KERN_EXPERTS_MAX], kept[KERN_EXPERTS_MAX];
     size_t row = blockIdx.x;
-    scores(a, a.logits.p + row * a.logits.stride, score);
+    scores(a, (const float *)a.logits.p + row * a.logits.stride, score);
     for (int e = threadIdx.x; e < a.experts; e += 32) {
         choice[e] = a.bias ? score[e] + a.bias[e] : score[e];
         taken[e] = false;

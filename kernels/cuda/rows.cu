@@ -1,6 +1,7 @@
 // The ops that treat rows one by one: embed, gather_rows, rmsnorm, add, silu_mul, rope, kv_write,
-// argmax. All are small; each is one launch.
+// argmax. All are small; each is one launch. Operands are f32 or bf16 and computed with as f32.
 #include "kernels/cuda/cuda.h"
+#include "kernels/cuda/rows.cuh"
 
 #include <cuda_fp16.h>
 
@@ -25,22 +26,22 @@ static __device__ __forceinline__ float element(const void *p, enum kern_dtype d
         return ((const float *)p)[i];
     if (dtype == KERN_F16)
         return __half2float(((const __half *)p)[i]);
-    return __uint_as_float((uint32_t)((const uint16_t *)p)[i] << 16);
+    return from_bf16(((const uint16_t *)p)[i]);
 }
 
-static __global__ void embed(const void *table, enum kern_dtype dtype, const int32_t *ids, size_t n,
-                             size_t cols, struct cuda_rows out)
+static __global__ void embed(const void *table, enum kern_dtype dtype, size_t ld,
+                             const int32_t *ids, size_t n, size_t cols, struct cuda_rows out)
 {
     FOR_ROWS(i, n)
     FOR_COLUMNS(c, cols)
-    out.p[i * out.stride + c] = element(table, dtype, ids[i] * cols + c);
+    row_set(out, i, c, element(table, dtype, ids[i] * ld + c));
 }
 
 void cuda_embed(struct kern *k, const struct kern_embed_args *a)
 {
     size_t cols = a->table->shape.cols;
     embed<<<rows_grid(a->n, cols), THREADS, 0, cuda_of(k)->stream>>>(
-        a->table->p, a->table->shape.dtype, (const int32_t *)a->ids->p + a->ids_at, a->n, cols,
+        a->table->p, a->table->shape.dtype, a->table->ld, (const int32_t *)a->ids->p + a->ids_at, a->n, cols,
         cuda_rows(&a->out));
     cuda_launched(cuda_of(k), "embed");
 }
@@ -50,7 +51,7 @@ static __global__ void gather(struct cuda_rows x, const int32_t *rows, size_t n,
 {
     FOR_ROWS(i, n)
     FOR_COLUMNS(c, dim)
-    out.p[i * out.stride + c] = x.p[rows[i] * x.stride + c];
+    row_set(out, i, c, row_get(x, rows[i], c));
 }
 
 void cuda_gather_rows(struct kern *k, const struct kern_gather_args *a)
@@ -88,14 +89,14 @@ static __global__ void rmsnorm(struct norm a)
     size_t h = blockIdx.x;
     FOR_ROWS(i, a.n)
     {
-        const float *x = a.x.p + i * a.x.stride + h * a.x_head;
-        float *out = a.out.p + i * a.out.stride + h * a.out_head;
         float sum = 0;
-        for (size_t c = threadIdx.x; c < a.dim; c += blockDim.x)
-            sum = fmaf(x[c], x[c], sum);
+        for (size_t c = threadIdx.x; c < a.dim; c += blockDim.x) {
+            float x = row_get(a.x, i, h * a.x_head + c);
+            sum = fmaf(x, x, sum);
+        }
         float r = 1 / sqrtf(block_sum(sum) / (float)a.dim + a.eps);
         for (size_t c = threadIdx.x; c < a.dim; c += blockDim.x)
-            out[c] = x[c] * r * a.gamma[c];
+            row_set(a.out, i, h * a.out_head + c, row_get(a.x, i, h * a.x_head + c) * r * a.gamma[c]);
     }
 }
 
@@ -123,7 +124,7 @@ static __global__ void add(size_t n, size_t dim, struct cuda_rows a, struct cuda
 {
     FOR_ROWS(i, n)
     FOR_COLUMNS(c, dim)
-    out.p[i * out.stride + c] = a.p[i * a.stride + c] + b.p[i * b.stride + c];
+    row_set(out, i, c, row_get(a, i, c) + row_get(b, i, c));
 }
 
 void cuda_add(struct kern *k, const struct kern_add_args *a)
@@ -139,8 +140,8 @@ static __global__ void silu_mul(size_t n, size_t dim, struct cuda_rows gate, str
     FOR_ROWS(i, n)
     FOR_COLUMNS(c, dim)
     {
-        float g = gate.p[i * gate.stride + c];
-        out.p[i * out.stride + c] = g / (1 + expf(-g)) * up.p[i * up.stride + c];
+        float g = row_get(gate, i, c);
+        row_set(out, i, c, g / (1 + expf(-g)) * row_get(up, i, c));
     }
 }
 
@@ -167,12 +168,12 @@ static __global__ void rope(struct rope a)
     {
         size_t h = j / a.half, p = j % a.half;
         const float *cos = a.table + a.pos[i] * 2 * a.half, *sin = cos + a.half;
-        float *x = a.x.p + i * a.x.stride + h * a.head_stride;
-        float *first = x + (a.pairs ? 2 * p : p), *second = first + (a.pairs ? 1 : a.half);
-        float u = *first, v = *second;
+        size_t first = h * a.head_stride + (a.pairs ? 2 * p : p);
+        size_t second = first + (a.pairs ? 1 : a.half);
+        float u = row_get(a.x, i, first), v = row_get(a.x, i, second);
         // Rounded one by one, as the CPU bodies do: the compiler would fuse.
-        *first = __fsub_rn(__fmul_rn(u, cos[p]), __fmul_rn(v, sin[p]));
-        *second = __fadd_rn(__fmul_rn(v, cos[p]), __fmul_rn(u, sin[p]));
+        row_set(a.x, i, first, __fsub_rn(__fmul_rn(u, cos[p]), __fmul_rn(v, sin[p])));
+        row_set(a.x, i, second, __fadd_rn(__fmul_rn(v, cos[p]), __fmul_rn(u, sin[p])));
     }
 }
 
@@ -192,7 +193,7 @@ void cuda_rope(struct kern *k, const struct kern_rope_args *a)
 
 struct cuda_kv cuda_kv(const struct kern_batch *b, const struct kern_kv *kv)
 {
-    struct cuda_kv v = {(float *)kv->buf->p + kv->at,
+    struct cuda_kv v = {(uint16_t *)kv->buf->p + kv->at,
                         kv->width,
                         kv->block_tokens,
                         (const int32_t *)b->seq->p,
@@ -209,9 +210,9 @@ static __global__ void kv_write(struct cuda_kv kv, size_t n, struct cuda_rows a,
     {
         size_t pos = kv.pos[i];
         int32_t block = kv.tables[kv.seq[i] * kv.table_stride + pos / kv.block_tokens];
-        float *to = kv.pool + (block * kv.block_tokens + pos % kv.block_tokens) * kv.width;
+        uint16_t *to = kv.pool + (block * kv.block_tokens + pos % kv.block_tokens) * kv.width;
         FOR_COLUMNS(c, kv.width)
-        to[c] = c < a_dim ? a.p[i * a.stride + c] : b.p[i * b.stride + c - a_dim];
+        to[c] = to_bf16(c < a_dim ? row_get(a, i, c) : row_get(b, i, c - a_dim));
     }
 }
 
@@ -242,7 +243,7 @@ static __global__ void argmax(size_t n, size_t dim, struct cuda_rows x, int32_t 
     {
         best b = {-INFINITY, INT32_MAX};
         for (size_t c = threadIdx.x; c < dim; c += blockDim.x) {
-            float v = x.p[i * x.stride + c];
+            float v = row_get(x, i, c);
             b = better(b, {isnan(v) ? 0 : v, isnan(v) ? -1 : (int32_t)c});
         }
         for (int d = 16; d; d /= 2)

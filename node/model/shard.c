@@ -14,11 +14,6 @@ static size_t max2(size_t a, size_t b)
     return a > b ? a : b;
 }
 
-size_t model_kv_block_bytes(const struct model_plan *plan, int block_tokens)
-{
-    return sizeof(float) * (size_t)plan->layers_n * (size_t)block_tokens * (size_t)plan->kv_width;
-}
-
 static enum status open_weights(struct model_shard *s, const struct model_shard_args *args,
                                 struct errmsg *e)
 {
@@ -74,23 +69,24 @@ static enum status make_step_bufs(struct model_shard *s, struct errmsg *e)
     const size_t moe = p->expert_inter.part > 0;
     const size_t blocks =
         ((size_t)s->max_context + (size_t)s->block_tokens - 1) / (size_t)s->block_tokens;
+    const enum kern_dtype act = kern_act_dtype(s->kern);
     const struct want wants[] = {
         {&b->x, KERN_F32, n * x},
         {&b->x_m, KERN_F32, m * x},
-        {&b->h, KERN_F32, n * (size_t)c->hidden},
-        {&b->qkv, KERN_F32, n * (size_t)p->qkv_rows},
-        {&b->qkv_m, KERN_F32, m * (size_t)p->qkv_rows},
-        {&b->q, KERN_F32, c->q_lora ? n * heads * (size_t)c->head_dim : 0},
-        {&b->q_latent, KERN_F32, n * lat},
-        {&b->ctx, KERN_F32, n * lat},
-        {&b->attn, KERN_F32, n * t * (size_t)p->heads.part * (size_t)c->v_dim},
-        {&b->gate_up, KERN_F32, n * 2 * inter},
-        {&b->act, KERN_F32, n * t * inter},
+        {&b->h, act, n * (size_t)c->hidden},
+        {&b->qkv, act, n * (size_t)p->qkv_rows},
+        {&b->qkv_m, act, m * (size_t)p->qkv_rows},
+        {&b->q, act, c->q_lora ? n * heads * (size_t)c->head_dim : 0},
+        {&b->q_latent, act, n * lat},
+        {&b->ctx, act, n * lat},
+        {&b->attn, act, n * t * (size_t)p->heads.part * (size_t)c->v_dim},
+        {&b->gate_up, act, n * 2 * inter},
+        {&b->act, act, n * t * inter},
         {&b->shared, KERN_F32, c->moe.shared ? n * (size_t)p->hidden.part : 0},
         {&b->router, KERN_F32, moe * n * (size_t)c->moe.experts},
         {&b->expert_ids, KERN_I32, moe * n * topk},
         {&b->expert_gates, KERN_F32, moe * n * topk},
-        {&b->expert_act, KERN_F32, n * topk * t * (size_t)p->expert_inter.part},
+        {&b->expert_act, act, n * topk * t * (size_t)p->expert_inter.part},
         {&b->logits, KERN_F32, m * t * (size_t)p->vocab.part},
         {&b->ids, KERN_I32, n},
         {&b->seq, KERN_I32, n},
@@ -109,7 +105,7 @@ static enum status make_kv(struct model_shard *s, struct errmsg *e)
     s->kv = mem_zalloc((size_t)s->plan.layers_n, sizeof *s->kv);
     size_t n = (size_t)s->kv_blocks * (size_t)s->block_tokens * (size_t)s->plan.kv_width;
     for (int i = 0; i < s->plan.layers_n; i++) {
-        struct want w = {&s->kv[i], KERN_F32, n};
+        struct want w = {&s->kv[i], kern_kv_dtype(s->kern), n};
         enum status st = make_bufs(s, &w, 1, e);
         if (st != STATUS_OK)
             return st;

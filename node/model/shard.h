@@ -27,6 +27,8 @@ struct model_shard_args {
 
 // Device buffers of a step; [n] is up to max_rows, [m] up to max_logits. Rows of a gathered buffer
 // are wider than the tensor when its size is no multiple of T (weights.h), hence x_stride etc.
+// What products read (h, qkv, q, q_latent, ctx, attn, gate_up, act, expert_act) is of
+// kern_act_dtype; the others are f32.
 struct model_buffers {
     struct kern_buf *x;   // [n][hidden] residual stream
     struct kern_buf *x_m; // [m][hidden] the rows that go on after the last layer's keys are stored
@@ -58,7 +60,7 @@ struct model_shard {
     struct kern *kern;
     struct comm *comm; // borrowed; NULL until model_shard_attach
     int max_context, max_rows, max_seqs, max_logits, block_tokens, kv_blocks;
-    struct kern_buf **kv;  // [layers_n] pools [blocks][block_tokens][kv_width]
+    struct kern_buf **kv;  // [layers_n] pools [blocks][block_tokens][kv_width] of kern_kv_dtype
     struct kern_buf *rope; // [max_context][rope.dim] cos, sin
     struct model_buffers b;
     int32_t *host; // scratch for uploads: max(max_rows, one block table)
@@ -71,6 +73,3 @@ void model_shard_close(struct model_shard *s); // NULL is fine
 // The collectives of the epoch that begins: size and rank must be those of args.rank. Borrowed
 // until the next attach; NULL detaches. Until then the shard cannot run.
 void model_shard_attach(struct model_shard *s, struct comm *comm);
-
-// Bytes of KV cache that one block takes on this rank (all its layers): for sizing the pool.
-size_t model_kv_block_bytes(const struct model_plan *plan, int block_tokens);

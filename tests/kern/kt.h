@@ -22,6 +22,13 @@ struct kern_buf *kt_random_buf(struct kern *k, uint64_t seed, size_t n);
 struct kern_buf *kt_poison_buf(struct kern *k, size_t n);
 struct kern_buf *kt_f32_buf(struct kern *k, const float *v, size_t n);
 struct kern_buf *kt_i32_buf(struct kern *k, const int32_t *v, size_t n);
+// The same of the dtype that products read and KV pools hold (kern_act_dtype): f32, or bf16 on a
+// backend that takes it. Then the values are bf16 on the reference too, so that both see the same.
+struct kern_buf *kt_act_random_buf(struct kern *k, uint64_t seed, size_t n);
+struct kern_buf *kt_act_poison_buf(struct kern *k, size_t n);
+struct kern_buf *kt_act_buf(struct kern *k, const float *v, size_t n);
+// The first n elements as float32, whatever their dtype.
+void kt_download(float *out, const struct kern_buf *b, size_t n);
 // Random matrices, each filled in two parts when there is more than one row.
 struct kern_weight *kt_weight(struct kern *k, uint64_t seed, const struct kern_weight_args *args);
 
