@@ -10,6 +10,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "kernels/cuda_comm.h"
 #include "kernels/kern_impl.h"
 
 static const char *const places[] = {"libhadal_cuda.so", "../lib/libhadal_cuda.so",
@@ -19,6 +20,8 @@ static struct {
     pthread_once_t once;
     kern_cuda_open_fn *open;
     kern_cuda_limits_fn *limits;
+    kern_cuda_comm_fn *comm;
+    kern_cuda_uuid_fn *uuid;
     struct errmsg why_not;
 } module = {.once = PTHREAD_ONCE_INIT};
 
@@ -66,7 +69,9 @@ static void load_module(void)
     // POSIX lets a data pointer from dlsym be a function; ISO C has no cast for it.
     memcpy(&module.open, &(void *){dlsym(handle, KERN_CUDA_ENTRY)}, sizeof module.open);
     memcpy(&module.limits, &(void *){dlsym(handle, KERN_CUDA_LIMITS)}, sizeof module.limits);
-    if (!module.open || !module.limits) {
+    memcpy(&module.comm, &(void *){dlsym(handle, KERN_CUDA_COMM)}, sizeof module.comm);
+    memcpy(&module.uuid, &(void *){dlsym(handle, KERN_CUDA_UUID)}, sizeof module.uuid);
+    if (!module.open || !module.limits || !module.comm || !module.uuid) {
         module.open = NULL;
         errmsg_set(&module.why_not, STATUS_NO_DEVICE, "backend cuda: %s is no module of ours",
                    path);
@@ -86,4 +91,25 @@ enum status kern_cuda_measure(struct kern *k, struct kern_cuda_limits *out, stru
 {
     assert(kern_backend(k) == KERN_CUDA && module.limits);
     return module.limits(k, out, err);
+}
+
+bool kern_cuda_uuid(struct kern *k, char out[KERN_CUDA_UUID_BYTES])
+{
+    assert(kern_backend(k) == KERN_CUDA && module.uuid);
+    return module.uuid(k, out);
+}
+
+const struct cuda_comm_ops *kern_cuda_comm(struct errmsg *err)
+{
+    pthread_once(&module.once, load_module);
+    const struct cuda_comm_ops *ops = module.open ? module.comm() : NULL;
+    if (!ops)
+        (void)errmsg_set(err, STATUS_NO_DEVICE, "%s", module.why_not.text);
+    else if (ops->abi != CUDA_COMM_ABI)
+        (void)errmsg_set(
+            err, STATUS_NO_DEVICE,
+            "backend cuda: collectives of another build (interface %d, the program has "
+            "%d)",
+            ops->abi, CUDA_COMM_ABI);
+    return ops && ops->abi == CUDA_COMM_ABI ? ops : NULL;
 }

@@ -24,6 +24,13 @@ typedef enum status kern_cuda_limits_fn(struct kern *k, struct kern_cuda_limits 
 enum status kern_cuda_measure(struct kern *k, struct kern_cuda_limits *out,
                               struct errmsg *err) STATUS_MUST_USE;
 
+// NVML's name of the device, "GPU-...".
+enum { KERN_CUDA_UUID_BYTES = 48 };
+typedef bool kern_cuda_uuid_fn(struct kern *k, char out[KERN_CUDA_UUID_BYTES]);
+#define KERN_CUDA_UUID "hadal_cuda_uuid"
+// k: opened with KERN_CUDA. false: the device does not say.
+bool kern_cuda_uuid(struct kern *k, char out[KERN_CUDA_UUID_BYTES]);
+
 // NO_DEVICE, with the reason: no module, a module of another build, no driver or no such device.
 enum status kern_cuda_open(const struct kern_config *config, struct kern **kern_out,
                            struct errmsg *err) STATUS_MUST_USE;
