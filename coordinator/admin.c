@@ -79,16 +79,20 @@ static void undrain(struct coord *c, struct member *m, uint64_t tag)
     answer(c, tag, STATUS_OK, "the node may be used");
 }
 
-static void eject(struct coord *c, struct member *m, uint64_t tag)
+void member_eject(struct coord *c, struct member *m, const char *why)
 {
     m->mark = MARK_EJECT;
     if (m->replica) {
-        const char *why = arena_printf(&c->arena, "eject node %s", m->name);
         replica_fence(c, m->replica, &(struct fence){FENCE_ORDER, m, why});
     } else if (m->state != COORD_NODE_LOST && m->state != COORD_NODE_EJECTED) {
-        core_trace(c, LOG_WARN, "eject node %s", m->name);
+        core_trace(c, LOG_WARN, "%s", why);
         member_move(c, m, COORD_NODE_EJECTED);
     }
+}
+
+static void eject(struct coord *c, struct member *m, uint64_t tag)
+{
+    member_eject(c, m, arena_printf(&c->arena, "eject node %s", m->name));
     answer(c, tag, STATUS_OK, "the node is quarantined");
 }
 

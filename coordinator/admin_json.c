@@ -117,6 +117,26 @@ static struct object next_object(struct list *l)
     return open_object(l->out);
 }
 
+static void put_gpu(struct object *o, const struct gpu_figures *g)
+{
+    key(o, "gpu");
+    struct object p = open_object(o->out);
+    put_text(&p, "name", g->name);
+    put_uint(&p, "utilization_percent", g->utilization_percent);
+    put_uint(&p, "memory_used_bytes", g->memory_used_bytes);
+    put_uint(&p, "memory_total_bytes", g->memory_total_bytes);
+    put_uint(&p, "temperature_c", g->temperature_c);
+    put_uint(&p, "power_w", (g->power_mw + 500) / 1000);
+    put_uint(&p, "sm_mhz", g->sm_mhz);
+    put_uint(&p, "ecc_corrected", g->ecc_corrected);
+    put_uint(&p, "ecc_uncorrected", g->ecc_uncorrected);
+    put_uint(&p, "xid", g->xid);
+    put_uint(&p, "xids", g->xids);
+    put_bool(&p, "suspect", g->suspect);
+    put_text(&p, "reason", g->suspect ? g->reason : NULL);
+    close_object(&p);
+}
+
 static bool add_node(void *arg, const struct coord_node_view *n)
 {
     struct list *l = arg;
@@ -145,6 +165,8 @@ static bool add_node(void *arg, const struct coord_node_view *n)
     put_uint(&o, "kv_blocks", n->heartbeat.kv_blocks);
     put_uint(&o, "kv_free", n->heartbeat.kv_free);
     put_uint(&o, "rss_bytes", n->heartbeat.rss_bytes);
+    if (n->heartbeat.gpu.present)
+        put_gpu(&o, &n->heartbeat.gpu);
     put_uint(&o, "joins", n->joins);
     put_uint(&o, "faults", n->faults);
     put_text(&o, "fault", n->fault);

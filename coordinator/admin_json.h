@@ -4,8 +4,8 @@
 //   status    {model, ready, draining, uptime_ms, nodes, nodes_usable, replicas, replicas_ready,
 //              credits, credits_free, queued, running, retained, eta_ms, max_context, rss_bytes,
 //              tokens, fences, moves, ...}
-//   nodes     {"nodes": [{name, state, host, backend, pid, replica, stage, tensor, ...}]}
-//   replicas  {"replicas": [{id, epoch, state, nodes: [name|null], running, credits, ...}]}
+//   nodes     {"nodes": [{name, state, host, backend, pid, replica, stage, tensor, gpu: {...},
+//   ...}]} replicas  {"replicas": [{id, epoch, state, nodes: [name|null], running, credits, ...}]}
 //   requests  {"requests": [{id, state, replica, prompt_tokens, tokens, dispatches, ...}]}
 #pragma once
 

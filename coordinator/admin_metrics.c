@@ -95,6 +95,89 @@ static void members(const struct coord *core, struct strbuf *out)
                  transport_choice_name((enum transport_choice)i), replicas.transports[i]);
 }
 
+static uint64_t utilization(const struct gpu_figures *g)
+{
+    return g->utilization_percent;
+}
+static uint64_t memory_used(const struct gpu_figures *g)
+{
+    return g->memory_used_bytes;
+}
+static uint64_t memory_total(const struct gpu_figures *g)
+{
+    return g->memory_total_bytes;
+}
+static uint64_t temperature(const struct gpu_figures *g)
+{
+    return g->temperature_c;
+}
+static uint64_t power(const struct gpu_figures *g)
+{
+    return g->power_mw;
+}
+static uint64_t sm_clock(const struct gpu_figures *g)
+{
+    return g->sm_mhz;
+}
+static uint64_t ecc_corrected(const struct gpu_figures *g)
+{
+    return g->ecc_corrected;
+}
+static uint64_t ecc_uncorrected(const struct gpu_figures *g)
+{
+    return g->ecc_uncorrected;
+}
+static uint64_t xids(const struct gpu_figures *g)
+{
+    return g->xids;
+}
+static uint64_t suspect(const struct gpu_figures *g)
+{
+    return g->suspect;
+}
+
+static const struct gpu_metric {
+    const char *name, *type, *help;
+    uint64_t (*of)(const struct gpu_figures *g);
+} gpu_metrics[] = {
+    {"hadal_gpu_utilization_percent", "gauge", "Share of time with a kernel running.", utilization},
+    {"hadal_gpu_memory_used_bytes", "gauge", "Device memory in use.", memory_used},
+    {"hadal_gpu_memory_total_bytes", "gauge", "Device memory.", memory_total},
+    {"hadal_gpu_temperature_celsius", "gauge", "Temperature of the chip.", temperature},
+    {"hadal_gpu_power_milliwatts", "gauge", "Power drawn.", power},
+    {"hadal_gpu_sm_megahertz", "gauge", "Clock of the multiprocessors.", sm_clock},
+    {"hadal_gpu_ecc_corrected_total", "counter", "ECC errors corrected.", ecc_corrected},
+    {"hadal_gpu_ecc_uncorrected_total", "counter", "ECC errors not corrected.", ecc_uncorrected},
+    {"hadal_gpu_xids_total", "counter", "XID events since the node started.", xids},
+    {"hadal_gpu_suspect", "gauge", "1 when the device is suspect.", suspect},
+};
+
+struct gpu_list {
+    struct strbuf *out;
+    const struct gpu_metric *metric;
+    bool some;
+};
+
+static bool add_gpu(void *arg, const struct coord_node_view *n)
+{
+    struct gpu_list *l = arg;
+    if (!n->conn || !n->heartbeat.gpu.present)
+        return true;
+    if (!l->some)
+        header(l->out, l->metric->name, l->metric->type, l->metric->help);
+    l->some = true;
+    labelled(l->out, l->metric->name, "node", n->name, l->metric->of(&n->heartbeat.gpu));
+    return true;
+}
+
+static void gpus(const struct coord *core, struct strbuf *out)
+{
+    for (size_t i = 0; i < sizeof gpu_metrics / sizeof *gpu_metrics; i++) {
+        struct gpu_list l = {.out = out, .metric = &gpu_metrics[i]};
+        coord_each_node(core, add_gpu, &l);
+    }
+}
+
 static void requests(const struct coord_stats *st, struct strbuf *out)
 {
     header(out, "hadal_requests", "gauge", "Requests by state.");
@@ -167,6 +250,7 @@ void admin_metrics(const struct admin_view *v, struct strbuf *out)
     struct coord_stats st;
     coord_stats(v->core, &st);
     members(v->core, out);
+    gpus(v->core, out);
     requests(&st, out);
     work(&st, out);
     clients(v->counters, out);

@@ -262,3 +262,5 @@ uint32_t dispatch_eta_ms(const struct coord *c, uint32_t position);
 
 // ---- admin.c ----
 void admin_do(struct coord *c, const struct coord_admin *a);
+// Quarantines it until UNDRAIN; its replica is fenced. `why` is a whole sentence's worth.
+void member_eject(struct coord *c, struct member *m, const char *why);

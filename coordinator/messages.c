@@ -12,14 +12,25 @@ bool member_usable(const struct coord *c, const struct member *m)
     return m->state == COORD_NODE_FREE && loop_turns(c, &m->heartbeat);
 }
 
+// Only when it is first told of a process: an operator who lets the node in again knows of it.
+static void on_suspect_gpu(struct coord *c, struct member *m, const struct gpu_figures *g)
+{
+    const char *why = arena_printf(&c->arena, "eject node %s: GPU suspect: %s", m->name, g->reason);
+    member_blame(c, m, why);
+    if (m->mark != MARK_EJECT)
+        member_eject(c, m, why);
+}
+
 static void on_heartbeat(struct coord *c, struct member *m, const struct msg_heartbeat *h)
 {
-    bool turned = loop_turns(c, &m->heartbeat);
+    bool turned = loop_turns(c, &m->heartbeat), was_suspect = m->heartbeat.gpu.suspect;
     m->heartbeat = *h;
     m->heartbeat_us = c->now_us;
     // After a restart nodes may know higher epochs than our store: never go below one.
     if (h->epoch > c->epoch && h->epoch < UINT64_MAX / 2)
         c->epoch = h->epoch;
+    if (h->gpu.suspect && !was_suspect)
+        on_suspect_gpu(c, m, &h->gpu);
     if (m->state == COORD_NODE_FREE && !turned && loop_turns(c, h))
         c->place = true;
     if (m->state == COORD_NODE_SUSPECT && h->replica == 0 && h->step_age_ms == 0 &&

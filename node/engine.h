@@ -38,6 +38,8 @@ struct engine_event {
     struct step_result result; // samples are borrowed until the next engine_poll
 };
 
+enum { ENGINE_UUID_BYTES = 48 };
+
 struct engine_ops {
     const char *name; // "model", "mock"
     // Load this rank's shard (kept if it is loaded already) and open transports for this epoch.
@@ -54,6 +56,9 @@ struct engine_ops {
     bool (*poll)(struct engine *e, struct engine_event *ev);
     // From any thread: where this rank is.
     struct rank_progress (*progress)(struct engine *e, uint64_t now_us);
+    // From any thread: NVML's name ("GPU-...") of the device it computes on. false: none, or not
+    // open yet. NULL where there never is one.
+    bool (*device)(struct engine *e, char uuid[ENGINE_UUID_BYTES]);
     void (*destroy)(struct engine *e);
 };
 

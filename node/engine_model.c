@@ -144,6 +144,15 @@ static struct rank_progress model_progress(struct engine *e, uint64_t now_us)
     return r;
 }
 
+static bool model_device(struct engine *e, char uuid[ENGINE_UUID_BYTES])
+{
+    struct worker *w = &model_of(e)->worker;
+    pthread_mutex_lock(&w->lock);
+    memcpy(uuid, w->uuid, sizeof w->uuid);
+    pthread_mutex_unlock(&w->lock);
+    return uuid[0] != 0;
+}
+
 static void model_free(struct engine_model *m)
 {
     struct worker *w = &m->worker;
@@ -186,6 +195,7 @@ static const struct engine_ops model_ops = {
     .submit = model_submit,
     .poll = model_poll,
     .progress = model_progress,
+    .device = model_device,
     .destroy = model_destroy,
 };
 

@@ -1,6 +1,6 @@
 // Owns one thread and one socket. Everything it sends is built from the node's pulse (atomics), the
-// engine's progress slot and /proc; a coordinator that does not read for a second loses the
-// connection, never blocks the thread longer.
+// engine's progress slot, the GPU watch and /proc; a coordinator that does not read for a second
+// loses the connection, never blocks the thread longer.
 #include "node/heartbeat.h"
 
 #include <errno.h>
@@ -27,6 +27,7 @@ struct heartbeat {
     struct msg *hello; // owned
     const struct node_pulse *pulse;
     struct engine *engine;
+    struct gpu_watch *gpu;
     pthread_mutex_t lock; // guards the two below
     pthread_cond_t wake;  // one of them changed
     uint32_t interval_ms; // 0 = pause
@@ -146,6 +147,7 @@ static void beat_until_broken(struct heartbeat *h, int fd)
         struct msg m = {.kind = MSG_HEARTBEAT};
         node_heartbeat(h->pulse, &progress, now, &m.heartbeat);
         m.heartbeat.rss_bytes = resident_bytes();
+        gpu_watch_read(h->gpu, &m.heartbeat.gpu);
         if (!send_msg(h, fd, &m) || !drain_input(fd))
             return;
     } while (sleep_ms(h, 0));
@@ -188,6 +190,7 @@ enum status heartbeat_start(const struct heartbeat_args *args, struct heartbeat 
     h->port = mem_strdup(args->port);
     h->pulse = args->pulse;
     h->engine = args->engine;
+    h->gpu = args->gpu;
     pthread_mutex_init(&h->lock, NULL);
     pthread_condattr_t attr;
     pthread_condattr_init(&attr);

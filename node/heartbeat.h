@@ -7,6 +7,7 @@
 
 #include "base/status.h"
 #include "node/engine.h"
+#include "node/gpu_watch.h"
 #include "node/node.h"
 
 struct heartbeat;
@@ -16,6 +17,7 @@ struct heartbeat_args {
     struct msg_hello hello;         // strings copied; sent with heartbeat_channel set
     const struct node_pulse *pulse; // outlives the thread
     struct engine *engine;          // outlives the thread; only ops->progress is called
+    struct gpu_watch *gpu;          // outlives the thread; NULL = none
 };
 
 enum status heartbeat_start(const struct heartbeat_args *args, struct heartbeat **heartbeat_out,

@@ -43,6 +43,7 @@ struct shell {
 
     struct node *core;
     struct engine *engine;
+    struct gpu_watch *gpu;
     struct heartbeat *heartbeat;
     struct msg_hello hello;
     struct wire_arena encode_arena;
@@ -464,20 +465,24 @@ enum status node_shell_run(const struct node_shell_config *config, struct errmsg
         rc = STATUS_NO_DEVICE;
         goto destroy_core;
     }
+    if (!strcmp(s->config->backend, "cuda"))
+        s->gpu = gpu_watch_start(&(struct gpu_watch_args){.engine = s->engine});
     rc = heartbeat_start(&(struct heartbeat_args){.host = s->host,
                                                   .port = s->port,
                                                   .hello = s->hello,
                                                   .pulse = node_pulse(s->core),
-                                                  .engine = s->engine},
+                                                  .engine = s->engine,
+                                                  .gpu = s->gpu},
                          &s->heartbeat, e);
     if (rc != STATUS_OK)
-        goto destroy_engine;
+        goto stop_watch;
 
     shell_connect(s);
     uv_run(&s->loop, UV_RUN_DEFAULT);
 
     heartbeat_stop(s->heartbeat);
-destroy_engine:
+stop_watch:
+    gpu_watch_stop(s->gpu);
     s->engine->ops->destroy(s->engine);
 destroy_core:
     close_loop(s);

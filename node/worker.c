@@ -12,6 +12,7 @@
 
 #include "base/log.h"
 #include "base/mem.h"
+#include "kernels/cuda_load.h"
 #include "node/worker_state.h"
 
 enum { CONNECT_TIMEOUT_MS = 10000, IDLE_WAIT_MS = 1000 };
@@ -499,11 +500,18 @@ static bool open_state(struct worker *w)
     struct errmsg e = {0};
     w->state = mem_zalloc(1, sizeof *w->state);
     enum status rc = kern_open(w->config.backend, &kern, &w->state->kern, &e);
-    if (rc != STATUS_OK)
+    if (rc != STATUS_OK) {
         log_error("cannot compute here: %s", e.text);
-    else
-        log_info("computes on %s", kern_describe(w->state->kern));
-    return rc == STATUS_OK;
+        return false;
+    }
+    log_info("computes on %s", kern_describe(w->state->kern));
+    char uuid[ENGINE_UUID_BYTES];
+    if (kern_backend(w->state->kern) == KERN_CUDA && kern_cuda_uuid(w->state->kern, uuid)) {
+        pthread_mutex_lock(&w->lock);
+        memcpy(w->uuid, uuid, sizeof w->uuid);
+        pthread_mutex_unlock(&w->lock);
+    }
+    return true;
 }
 
 static void close_state(struct worker *w)

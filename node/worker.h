@@ -39,6 +39,7 @@ struct worker {
     struct msg *form, *link; // owned by the mailbox until taken
     uint64_t dissolve;       // leave this epoch and older ones
     bool quit;
+    char uuid[ENGINE_UUID_BYTES]; // of the GPU; "" = none, or not open yet
     struct comm *comm; // of the linked replica, else NULL: its progress, for the heartbeat thread
 
     struct spsc plans, plans_free;   // struct worker_plan

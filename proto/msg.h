@@ -119,6 +119,21 @@ struct rank_progress {
     uint32_t age_ms; // since it last moved on
 };
 
+// What NVML says of the device that a worker computes on. Kept by value: a heartbeat outlives the
+// message that it came in.
+enum { GPU_REASON = 120 };
+struct gpu_figures {
+    bool present; // false: no GPU, or no NVML; all else is zero then
+    char name[LIMIT_NAME];
+    uint32_t utilization_percent; // of the last sample period
+    uint64_t memory_used_bytes, memory_total_bytes;
+    uint32_t temperature_c, power_mw, sm_mhz;
+    uint64_t ecc_corrected, ecc_uncorrected; // since the driver was loaded; 0 where ECC is off
+    uint32_t xid, xids;                      // last one, and how many since the node started
+    bool suspect;                            // its results, or its next step, cannot be relied on
+    char reason[GPU_REASON];                 // why; "" unless suspect
+};
+
 struct msg_heartbeat {
     uint64_t replica, epoch; // 0, 0 = in none
     uint64_t steps;          // finished since start
@@ -128,6 +143,7 @@ struct msg_heartbeat {
     uint32_t running, waiting; // sequences, lead only
     uint32_t kv_blocks, kv_free;
     uint64_t rss_bytes;
+    struct gpu_figures gpu;
 };
 
 // Forming a replica takes two rounds, because memory that a stopped peer may still write into must

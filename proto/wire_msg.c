@@ -57,6 +57,51 @@ static void read_hello(struct wire_check *c, const union pb *u, struct msg *m)
                                   .heartbeat_channel = p->heartbeat_channel};
 }
 
+static Hadal__Gpu *write_gpu(struct wire_arena *a, const struct gpu_figures *g)
+{
+    Hadal__Gpu *p = wire_arena_alloc(a, sizeof *p);
+    if (!p)
+        return NULL;
+    hadal__gpu__init(p);
+    p->name = str(g->name);
+    p->utilization_percent = g->utilization_percent;
+    p->memory_used_bytes = g->memory_used_bytes;
+    p->memory_total_bytes = g->memory_total_bytes;
+    p->temperature_c = g->temperature_c;
+    p->power_mw = g->power_mw;
+    p->sm_mhz = g->sm_mhz;
+    p->ecc_corrected = g->ecc_corrected;
+    p->ecc_uncorrected = g->ecc_uncorrected;
+    p->xid = g->xid;
+    p->xids = g->xids;
+    p->suspect = g->suspect;
+    p->reason = str(g->reason);
+    return p;
+}
+
+static void read_gpu(struct wire_check *c, const Hadal__Gpu *p, struct gpu_figures *out)
+{
+    wire_check_string(c, "gpu.name", p->name, sizeof out->name);
+    wire_check_string(c, "gpu.reason", p->reason, sizeof out->reason);
+    wire_check_range(c, "gpu.utilization_percent", p->utilization_percent, 0, 100);
+    *out = (struct gpu_figures){.present = true,
+                                .utilization_percent = p->utilization_percent,
+                                .memory_used_bytes = p->memory_used_bytes,
+                                .memory_total_bytes = p->memory_total_bytes,
+                                .temperature_c = p->temperature_c,
+                                .power_mw = p->power_mw,
+                                .sm_mhz = p->sm_mhz,
+                                .ecc_corrected = p->ecc_corrected,
+                                .ecc_uncorrected = p->ecc_uncorrected,
+                                .xid = p->xid,
+                                .xids = p->xids,
+                                .suspect = p->suspect};
+    if (c->status != STATUS_OK)
+        return;
+    memcpy(out->name, p->name, strlen(p->name) + 1);
+    memcpy(out->reason, p->reason, strlen(p->reason) + 1);
+}
+
 static bool write_heartbeat(struct wire_arena *a, const struct msg *m, union pb *u)
 {
     const struct msg_heartbeat *h = &m->heartbeat;
@@ -80,7 +125,9 @@ static bool write_heartbeat(struct wire_arena *a, const struct msg *m, union pb 
     u->heartbeat.kv_blocks = h->kv_blocks;
     u->heartbeat.kv_free = h->kv_free;
     u->heartbeat.rss_bytes = h->rss_bytes;
-    return true;
+    if (h->gpu.present)
+        u->heartbeat.gpu = write_gpu(a, &h->gpu);
+    return !h->gpu.present || u->heartbeat.gpu;
 }
 
 static void read_heartbeat(struct wire_check *c, const union pb *u, struct msg *m)
@@ -100,6 +147,8 @@ static void read_heartbeat(struct wire_check *c, const union pb *u, struct msg *
     if (p->progress)
         m->heartbeat.progress = (struct rank_progress){
             p->progress->step, p->progress->layer, p->progress->collective, p->progress->age_ms};
+    if (p->gpu)
+        read_gpu(c, p->gpu, &m->heartbeat.gpu);
 }
 
 static bool write_formed(struct wire_arena *a, const struct msg *m, union pb *u)

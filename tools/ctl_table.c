@@ -5,7 +5,7 @@
 #include <stdbool.h>
 #include <string.h>
 
-enum { CELL_MAX = 80, COLUMNS_MAX = 20 };
+enum { CELL_MAX = 80, COLUMNS_MAX = 32 };
 
 static const json_t *find(const json_t *object, const char *key)
 {
@@ -74,24 +74,27 @@ static void show(const json_t *v, enum ctl_format format, char *buf, size_t n)
 
 const char *ctl_value(const json_t *object, const struct ctl_column *column, char *buf, size_t n)
 {
-    show(find(object, column->key), column->format, buf, n);
+    show(find(object, column->key), column->format & ~CTL_OPTIONAL, buf, n);
     for (char *p = buf; *p; p++)
         if ((unsigned char)*p < 0x20 || *p == 0x7f)
             *p = '?';
     return buf;
 }
 
+// -1: not shown.
 static int width_of(const json_t *list, const struct ctl_column *c)
 {
     char cell[CELL_MAX];
     size_t i, width = strlen(c->title);
+    bool some = !(c->format & CTL_OPTIONAL);
     json_t *object;
     json_array_foreach(list, i, object)
     {
         size_t n = strlen(ctl_value(object, c, cell, sizeof cell));
         width = n > width ? n : width;
+        some = some || find(object, c->key);
     }
-    return (int)width;
+    return some ? (int)width : -1;
 }
 
 static void row(struct strbuf *to, const struct ctl_column *columns, const int *width,
@@ -99,6 +102,8 @@ static void row(struct strbuf *to, const struct ctl_column *columns, const int *
 {
     char cell[CELL_MAX];
     for (int k = 0; columns[k].title; k++) {
+        if (width[k] < 0)
+            continue;
         const char *text =
             object ? ctl_value(object, &columns[k], cell, sizeof cell) : columns[k].title;
         bool last = !columns[k + 1].title;

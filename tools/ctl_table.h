@@ -7,9 +7,10 @@
 #include "base/strbuf.h"
 
 enum ctl_format {
-    CTL_PLAIN, // strings and numbers as they are; arrays joined with commas
-    CTL_MS,    // milliseconds -> "1.2 s"
-    CTL_BYTES, // -> "34.1 MiB"
+    CTL_PLAIN,         // strings and numbers as they are; arrays joined with commas
+    CTL_MS,            // milliseconds -> "1.2 s"
+    CTL_BYTES,         // -> "34.1 MiB"
+    CTL_OPTIONAL = 16, // added to one of the above: left out of a table where no row has it
 };
 
 struct ctl_column {

@@ -175,6 +175,7 @@ static struct coord_request_view view(const struct rig *g, uint64_t id)
 struct node_state {
     const char *name;
     enum coord_node_state state;
+    const char *fault; // borrowed until the next step
     bool found;
 };
 
@@ -184,6 +185,7 @@ static bool match_node(void *arg, const struct coord_node_view *v)
     if (strcmp(v->name, s->name) != 0)
         return true;
     s->state = v->state;
+    s->fault = v->fault;
     s->found = true;
     return false;
 }
@@ -194,6 +196,14 @@ static enum coord_node_state node_is(const struct rig *g, const char *name)
     coord_each_node(g->c, match_node, &s);
     assert_true(s.found);
     return s.state;
+}
+
+static const char *fault_of(const struct rig *g, const char *name)
+{
+    struct node_state s = {.name = name};
+    coord_each_node(g->c, match_node, &s);
+    assert_true(s.found);
+    return s.fault;
 }
 
 static struct coord_stats stats(const struct rig *g)
@@ -1091,6 +1101,53 @@ static void test_eject_and_unknown_targets(void **state)
     coord_destroy(g.c);
 }
 
+// A device that NVML calls suspect: out at once, with the reason; an operator may let it in again.
+static void test_suspect_gpu(void **state)
+{
+    struct rig g;
+    struct coord_config k = small_config();
+    rig_ready(&g, &k);
+    uint64_t id = submit(&g, (struct coord_submit){.max_tokens = 5});
+    struct msg_heartbeat h = {.replica = 1, .epoch = 1, .gpu = {.present = true, .xid = 31}};
+    beat(&g, 1, h);
+    assert_int_equal(node_is(&g, "a"), COORD_NODE_IN_REPLICA);
+    h.gpu.suspect = true;
+    strcpy(h.gpu.reason, "XID 79, fell off the bus");
+    beat(&g, 1, h);
+    assert_int_equal(node_is(&g, "a"), COORD_NODE_EJECTED);
+    assert_int_equal(view(&g, id).state, COORD_REQ_QUEUED);
+    assert_non_null(strstr(fault_of(&g, "a"), "GPU suspect: XID 79, fell off the bus"));
+    h.replica = h.epoch = 0;
+    beat(&g, 1, h);
+    tick(&g, 100);
+    assert_null(sent(&g, MSG_FORM));
+    admin(&g, COORD_UNDRAIN, "a", 0);
+    assert_non_null(sent(&g, MSG_FORM));
+    beat(&g, 1, h); // still says so
+    assert_int_equal(node_is(&g, "a"), COORD_NODE_IN_REPLICA);
+    coord_destroy(g.c);
+}
+
+// A node that comes back with a suspect device goes out again, also when it is in no replica.
+static void test_suspect_gpu_of_a_new_process(void **state)
+{
+    struct rig g;
+    struct coord_config k = small_config();
+    rig_ready(&g, &k);
+    hello(&g, 5, "spare", 1);
+    struct msg_heartbeat h = {
+        .gpu = {.present = true, .suspect = true, .reason = "new ECC errors"}};
+    beat(&g, 5, h);
+    assert_int_equal(node_is(&g, "spare"), COORD_NODE_EJECTED);
+    admin(&g, COORD_UNDRAIN, "spare", 0);
+    assert_int_equal(node_is(&g, "spare"), COORD_NODE_FREE);
+    hello(&g, 6, "spare", 2);
+    assert_int_equal(node_is(&g, "spare"), COORD_NODE_FREE);
+    beat(&g, 6, h);
+    assert_int_equal(node_is(&g, "spare"), COORD_NODE_EJECTED);
+    coord_destroy(g.c);
+}
+
 static void test_heartbeat_channel(void **state)
 {
     struct rig g;
@@ -1155,6 +1212,8 @@ int main(void)
         cmocka_unit_test(test_drain_without_another_replica),
         cmocka_unit_test(test_undrain_in_mid_drain),
         cmocka_unit_test(test_eject_and_unknown_targets),
+        cmocka_unit_test(test_suspect_gpu),
+        cmocka_unit_test(test_suspect_gpu_of_a_new_process),
         cmocka_unit_test(test_heartbeat_channel),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

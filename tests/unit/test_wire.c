@@ -50,6 +50,10 @@ static const struct msg messages[] = {
     {.kind = MSG_DISPATCH,
      .dispatch = {1, 2, {42, prompt, 5, emitted, 2, 100, {2, 3}, 2, 9, sampling}}},
     {.kind = MSG_CANCEL, .cancel = {1, 2, 3}},
+    {.kind = MSG_HEARTBEAT,
+     .heartbeat = {.steps = 3,
+                   .gpu = {true, "NVIDIA H100", 100, 1ull << 36, 1ull << 37, 55, 700123, 1980, 7, 1,
+                           79, 2, true, "XID 79, fell off the bus"}}},
 };
 enum { MESSAGES_N = sizeof messages / sizeof *messages };
 
@@ -284,6 +288,13 @@ static void test_bad_messages(void **state)
         {{.kind = MSG_HEARTBEAT, .heartbeat = {.kv_blocks = 1, .kv_free = 2}},
          STATUS_LINK_PROTOCOL,
          "kv_free"},
+        {{.kind = MSG_HEARTBEAT,
+          .heartbeat = {.gpu = {.present = true, .utilization_percent = 101}}},
+         STATUS_LINK_PROTOCOL,
+         "gpu.utilization_percent"},
+        {{.kind = MSG_HEARTBEAT, .heartbeat = {.gpu = {.present = true, .reason = "\xff"}}},
+         STATUS_LINK_PROTOCOL,
+         "gpu.reason: not UTF-8"},
         {{.kind = MSG_FORMED, .formed = {.status = -7}}, STATUS_LINK_PROTOCOL, "status: -7"},
         {{.kind = MSG_FORMED, .formed = {.transport = 4}}, STATUS_LINK_PROTOCOL, "transport: 4"},
         {{.kind = MSG_FORMED, .formed = {.max_context = LIMIT_CONTEXT + 1}},
