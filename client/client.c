@@ -553,7 +553,9 @@ struct hadal_stream *hadal_generate(struct hadal_client *c, const struct hadal_r
                              .band = q->priority,
                              .session = q->session ? q->session : "",
                              .deadline_ms = q->deadline_ms,
-                             .window = c->options.window};
+                             .window = c->options.window,
+                             .user = q->user ? q->user : "",
+                             .key = q->key ? q->key : ""};
     fill_sampling(q, &g);
     struct hadal_stream *s = stream_new(c);
     bool ok = encode_generate(s, &g, err);

@@ -85,7 +85,9 @@ struct hadal_request {
     uint32_t top_logprobs;
     uint8_t priority;    /* 0..9, 9 = most urgent */
     const char *session; /* requests of one session go to one replica while they can; NULL = none */
-    uint32_t deadline_ms; /* refused rather than started later; 0 = none */
+    uint32_t deadline_ms; /* of the first token: refused rather than later; 0 = none */
+    const char *user;     /* the end user, where the service shares by users; NULL = none */
+    const char *key;      /* API key; NULL = none */
 };
 #define HADAL_REQUEST_INIT                                                                         \
     {                                                                                              \

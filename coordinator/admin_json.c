@@ -241,6 +241,9 @@ static bool add_request(void *arg, const struct coord_request_view *r)
     put_text(&o, "id", id);
     put_text(&o, "state", coord_request_state_name(r->state));
     put_uint(&o, "band", r->band);
+    put_uint(&o, "effective_band", r->lane_band);
+    put_text(&o, "tenant", r->tenant);
+    put_uint(&o, "preemptions", r->preemptions);
     put_uint(&o, "replica", r->replica);
     put_uint(&o, "position", r->state == COORD_REQ_QUEUED ? r->position : 0);
     put_uint(&o, "age_ms", since_ms(l->view->now_us, r->submitted_us));

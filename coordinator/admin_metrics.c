@@ -201,11 +201,54 @@ static void requests(const struct coord_stats *st, struct strbuf *out)
     gauge(out, "hadal_credits_free", "Of them, free.", st->credits_free);
 }
 
+static const struct {
+    const char *name, *type, *help;
+} tenant_metrics[] = {
+    {"hadal_tenant_tokens_total", "counter", "Tokens charged to the tenant, prompt and answer."},
+    {"hadal_tenant_requests", "gauge", "Requests of the tenant that are not finished."},
+    {"hadal_tenant_waiting", "gauge", "Of them, waiting."},
+    {"hadal_tenant_quota_refused_total", "counter", "Requests refused for its quota."},
+};
+enum { TENANT_METRICS = sizeof tenant_metrics / sizeof *tenant_metrics };
+
+struct tenants_out {
+    struct strbuf *out;
+    int metric;
+    uint64_t others; // sum over the names that are not in the configuration
+};
+
+static bool put_tenant(void *arg, const struct coord_tenant_view *t)
+{
+    struct tenants_out *o = arg;
+    const uint64_t values[TENANT_METRICS] = {t->tokens, t->live, t->waiting, t->refused_quota};
+    if (t->named)
+        labelled(o->out, tenant_metrics[o->metric].name, "tenant", t->name, values[o->metric]);
+    else
+        o->others += values[o->metric];
+    return true;
+}
+
+// Names that clients make up are one series, so that they cannot flood the monitoring.
+static void tenants(const struct coord *core, struct strbuf *out)
+{
+    for (int i = 0; i < TENANT_METRICS; i++) {
+        struct tenants_out o = {out, i, 0};
+        header(out, tenant_metrics[i].name, tenant_metrics[i].type, tenant_metrics[i].help);
+        coord_each_tenant(core, put_tenant, &o);
+        if (strcmp(tenant_metrics[i].type, "counter")) // the sum may fall as names are forgotten
+            labelled(out, tenant_metrics[i].name, "tenant", "(others)", o.others);
+    }
+}
+
 static void work(const struct coord_stats *st, struct strbuf *out)
 {
     counter(out, "hadal_tokens_total", "Tokens generated.", st->tokens);
     counter(out, "hadal_dispatches_total", "Requests sent to a replica.", st->dispatches);
     counter(out, "hadal_failovers_total", "Requests continued on another replica.", st->moves);
+    counter(out, "hadal_preemptions_total", "Running requests that gave way to a higher band.",
+            st->preemptions);
+    counter(out, "hadal_displaced_total",
+            "Waiting requests refused to make room for a higher band.", st->displaced);
     counter(out, "hadal_fences_total", "Replicas fenced.", st->fences);
     counter(out, "hadal_forms_total", "Replicas formed.", st->forms);
     counter(out, "hadal_forms_failed_total", "Replicas that could not be formed.",
@@ -252,6 +295,7 @@ void admin_metrics(const struct admin_view *v, struct strbuf *out)
     members(v->core, out);
     gpus(v->core, out);
     requests(&st, out);
+    tenants(v->core, out);
     work(&st, out);
     clients(v->counters, out);
     gauge(out, "hadal_resident_bytes", "Resident memory of the coordinator.", admin_rss_bytes());

@@ -10,6 +10,19 @@
 #include "base/limits.h"
 #include "base/mem.h"
 
+enum { TENANTS = 1024, TENANT_KEYS = 64, BANDS = 10 };
+
+struct yaml_tenant {
+    char *name;
+    int64_t *weight, *tokens_per_s, *burst_tokens, *max_band;
+    char **keys;
+    unsigned keys_count;
+};
+
+struct yaml_band {
+    int64_t band, deadline_ms;
+};
+
 // What the file may hold. Pointers, so that an absent key can be told from a zero.
 struct yaml {
     char *http, *rpc, *model, *model_name;
@@ -17,6 +30,13 @@ struct yaml {
     int64_t *replicas, *stages, *tensor;
     int64_t *heartbeat_ms, *heartbeat_timeout_ms, *hang_ms, *warmup_timeout_ms;
     int64_t *queue_limit, *default_deadline_ms, *grace_ms, *retention_ms, *retain_limit;
+    int64_t *ageing_ms, *ageing_band, *preempt_limit;
+    char *tenant_from;
+    bool *require_key;
+    struct yaml_tenant *tenants;
+    unsigned tenants_count;
+    struct yaml_band *bands;
+    unsigned bands_count;
     int64_t *http_connections, *rpc_connections, *idle_ms, *write_stall_ms, *keepalive_ms, *stop_ms;
 };
 
@@ -25,6 +45,34 @@ struct yaml {
                            LIMIT_PATH - 1)
 #define NUMBER(key)                                                                                \
     CYAML_FIELD_INT_PTR(#key, CYAML_FLAG_POINTER | CYAML_FLAG_OPTIONAL, struct yaml, key)
+
+#define TENANT_NUMBER(key)                                                                         \
+    CYAML_FIELD_INT_PTR(#key, CYAML_FLAG_POINTER | CYAML_FLAG_OPTIONAL, struct yaml_tenant, key)
+
+static const cyaml_schema_value_t key_schema = {
+    CYAML_VALUE_STRING(CYAML_FLAG_POINTER, char, 1, IDENTITY_KEY_BYTES),
+};
+static const cyaml_schema_field_t tenant_fields[] = {
+    CYAML_FIELD_STRING_PTR("name", CYAML_FLAG_POINTER, struct yaml_tenant, name, 1, LIMIT_NAME - 1),
+    TENANT_NUMBER(weight),
+    TENANT_NUMBER(tokens_per_s),
+    TENANT_NUMBER(burst_tokens),
+    TENANT_NUMBER(max_band),
+    CYAML_FIELD_SEQUENCE("keys", CYAML_FLAG_POINTER | CYAML_FLAG_OPTIONAL, struct yaml_tenant, keys,
+                         &key_schema, 0, TENANT_KEYS),
+    CYAML_FIELD_END,
+};
+static const cyaml_schema_value_t tenant_schema = {
+    CYAML_VALUE_MAPPING(CYAML_FLAG_DEFAULT, struct yaml_tenant, tenant_fields),
+};
+static const cyaml_schema_field_t band_fields[] = {
+    CYAML_FIELD_INT("band", CYAML_FLAG_DEFAULT, struct yaml_band, band),
+    CYAML_FIELD_INT("deadline_ms", CYAML_FLAG_DEFAULT, struct yaml_band, deadline_ms),
+    CYAML_FIELD_END,
+};
+static const cyaml_schema_value_t band_schema = {
+    CYAML_VALUE_MAPPING(CYAML_FLAG_DEFAULT, struct yaml_band, band_fields),
+};
 
 static const cyaml_schema_field_t fields[] = {
     TEXT(http),
@@ -44,6 +92,16 @@ static const cyaml_schema_field_t fields[] = {
     NUMBER(grace_ms),
     NUMBER(retention_ms),
     NUMBER(retain_limit),
+    NUMBER(ageing_ms),
+    NUMBER(ageing_band),
+    NUMBER(preempt_limit),
+    TEXT(tenant_from),
+    CYAML_FIELD_BOOL_PTR("require_key", CYAML_FLAG_POINTER | CYAML_FLAG_OPTIONAL, struct yaml,
+                         require_key),
+    CYAML_FIELD_SEQUENCE("tenants", CYAML_FLAG_POINTER | CYAML_FLAG_OPTIONAL, struct yaml, tenants,
+                         &tenant_schema, 0, TENANTS),
+    CYAML_FIELD_SEQUENCE("bands", CYAML_FLAG_POINTER | CYAML_FLAG_OPTIONAL, struct yaml, bands,
+                         &band_schema, 0, BANDS),
     NUMBER(http_connections),
     NUMBER(rpc_connections),
     NUMBER(idle_ms),
@@ -88,10 +146,26 @@ struct number {
     int64_t lo, hi;
 };
 
+static enum status check_numbers(const char *path, const char *where, const struct number *v,
+                                 size_t n, struct errmsg *err)
+{
+    for (size_t i = 0; i < n; i++) {
+        if (!v[i].from)
+            continue;
+        if (*v[i].from < v[i].lo || *v[i].from > v[i].hi)
+            return errmsg_set(err, STATUS_BAD_CONFIG, "%s: %s%s: %lld is not in %lld..%lld", path,
+                              where, v[i].name, (long long)*v[i].from, (long long)v[i].lo,
+                              (long long)v[i].hi);
+        *v[i].to = (uint32_t)*v[i].from;
+    }
+    return STATUS_OK;
+}
+
 static enum status take_numbers(const char *path, const struct yaml *y,
                                 struct coordinator_config *c, struct errmsg *err)
 {
     const int64_t day = 24 * 3600 * 1000;
+    uint32_t ageing_band = c->core.ageing_band;
     const struct number numbers[] = {
         {"replicas", y->replicas, &c->core.replicas, 1, COORD_MAX_REPLICAS},
         {"stages", y->stages, &c->core.stages, 1, LIMIT_STAGES},
@@ -105,6 +179,9 @@ static enum status take_numbers(const char *path, const struct yaml *y,
         {"grace_ms", y->grace_ms, &c->core.grace_ms, 0, day},
         {"retention_ms", y->retention_ms, &c->core.retention_ms, 0, day},
         {"retain_limit", y->retain_limit, &c->core.retain_limit, 0, 1 << 20},
+        {"ageing_ms", y->ageing_ms, &c->core.ageing_ms, 0, day},
+        {"ageing_band", y->ageing_band, &ageing_band, 0, BANDS - 1},
+        {"preempt_limit", y->preempt_limit, &c->core.preempt_limit, 0, 1000},
         {"http_connections", y->http_connections, &c->http_connections, 1, 1 << 20},
         {"rpc_connections", y->rpc_connections, &c->rpc_connections, 1, 1 << 20},
         {"idle_ms", y->idle_ms, &c->idle_ms, 100, day},
@@ -112,16 +189,76 @@ static enum status take_numbers(const char *path, const struct yaml *y,
         {"keepalive_ms", y->keepalive_ms, &c->keepalive_ms, 100, day},
         {"stop_ms", y->stop_ms, &c->stop_ms, 0, day},
     };
-    for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++) {
-        const struct number *n = &numbers[i];
-        if (!n->from)
-            continue;
-        if (*n->from < n->lo || *n->from > n->hi)
-            return errmsg_set(err, STATUS_BAD_CONFIG, "%s: %s: %lld is not in %lld..%lld", path,
-                              n->name, (long long)*n->from, (long long)n->lo, (long long)n->hi);
-        *n->to = (uint32_t)*n->from;
+    enum status s = check_numbers(path, "", numbers, sizeof numbers / sizeof *numbers, err);
+    c->core.ageing_band = (uint8_t)ageing_band;
+    return s;
+}
+
+static enum status take_tenant(const char *path, const struct yaml_tenant *y,
+                               struct coordinator_config *c, struct errmsg *err)
+{
+    struct coord_tenant *t = &c->tenants[c->tenants_n];
+    uint32_t max_band = BANDS - 1;
+    char where[LIMIT_NAME + 16];
+    snprintf(where, sizeof where, "tenants: %s: ", y->name);
+    *t = (struct coord_tenant){.weight = 1};
+    const struct number numbers[] = {
+        {"weight", y->weight, &t->weight, 1, 1000000},
+        {"tokens_per_s", y->tokens_per_s, &t->tokens_per_s, 0, 1 << 30},
+        {"burst_tokens", y->burst_tokens, &t->burst_tokens, 0, 1 << 30},
+        {"max_band", y->max_band, &max_band, 0, BANDS - 1},
+    };
+    enum status s = check_numbers(path, where, numbers, sizeof numbers / sizeof *numbers, err);
+    if (s)
+        return s;
+    t->max_band = (uint8_t)max_band;
+    if (!strcmp(y->name, "default")) { // who names nobody, and names that are not listed
+        c->core.other_tenants = *t;
+        return y->keys_count ? errmsg_set(err, STATUS_BAD_CONFIG, "%s: %skeys: not for 'default'",
+                                          path, where)
+                             : STATUS_OK;
     }
+    if (!coord_tenant_name_ok(y->name))
+        return errmsg_set(err, STATUS_BAD_CONFIG,
+                          "%s: %sthe name may not hold spaces, quotes or backslashes", path, where);
+    for (unsigned i = 0; i < c->tenants_n; i++)
+        if (!strcmp(c->tenants[i].name, y->name))
+            return errmsg_set(err, STATUS_BAD_CONFIG, "%s: %sis there twice", path, where);
+    t->name = mem_strdup(y->name);
+    c->tenants_n++;
+    for (unsigned i = 0; i < y->keys_count; i++)
+        if (!identity_add(&c->identity, y->keys[i], y->name))
+            return errmsg_set(err, STATUS_BAD_CONFIG,
+                              "%s: %skeys: number %u is used twice, or there are too many", path,
+                              where, i + 1);
     return STATUS_OK;
+}
+
+static enum status take_tenants(const char *path, const struct yaml *y,
+                                struct coordinator_config *c, struct errmsg *err)
+{
+    static const char *const froms[] = {"key", "header", "user"};
+    enum status s = STATUS_OK;
+    c->tenants = mem_zalloc(y->tenants_count + 1, sizeof *c->tenants);
+    for (unsigned i = 0; i < y->tenants_count && !s; i++)
+        s = take_tenant(path, &y->tenants[i], c, err);
+    for (unsigned i = 0; i < y->bands_count && !s; i++) {
+        const struct yaml_band *b = &y->bands[i];
+        if (b->band < 0 || b->band >= BANDS || b->deadline_ms < 0 || b->deadline_ms > 86400000)
+            return errmsg_set(err, STATUS_BAD_CONFIG,
+                              "%s: bands: band must be in 0..9, deadline_ms in 0..86400000", path);
+        c->core.band_deadline_ms[b->band] = (uint32_t)b->deadline_ms;
+    }
+    c->identity.require_key = y->require_key && *y->require_key;
+    if (!y->tenant_from || s)
+        return s;
+    for (int i = 0; i <= IDENTITY_USER; i++)
+        if (!strcmp(y->tenant_from, froms[i])) {
+            c->identity.from = (enum identity_from)i;
+            return STATUS_OK;
+        }
+    return errmsg_set(err, STATUS_BAD_CONFIG, "%s: tenant_from: '%s' is none of key, header, user",
+                      path, y->tenant_from);
 }
 
 static enum status take_transport(const char *path, const char *name, enum transport_choice *out,
@@ -156,6 +293,8 @@ enum status coordinator_config_load(const char *path, struct coordinator_config 
         s = take_transport(path, y->transport, &next.core.transport, err);
         if (!s)
             s = take_numbers(path, y, &next, err);
+        if (!s)
+            s = take_tenants(path, y, &next, err);
     }
     config_free(&schema, data);
     if (s) {
@@ -172,12 +311,18 @@ void coordinator_config_finish(struct coordinator_config *c)
     free(c->rpc);
     free(c->model);
     free(c->model_name);
+    for (uint32_t i = 0; i < c->tenants_n; i++)
+        free((char *)c->tenants[i].name);
+    free(c->tenants);
+    identity_finish(&c->identity);
     *c = (struct coordinator_config){.ready_fd = -1};
 }
 
 enum status coordinator_config_check(struct coordinator_config *c, struct errmsg *err)
 {
     c->core.model_dir = c->model;
+    c->core.tenants = c->tenants;
+    c->core.tenants_n = c->tenants_n;
     if (strlen(c->model) >= LIMIT_PATH)
         return errmsg_set(err, STATUS_BAD_CONFIG, "model: the path is too long");
     if (c->model_name && strlen(c->model_name) >= LIMIT_NAME)

@@ -6,13 +6,17 @@
 
 #include "base/status.h"
 #include "coordinator/coord.h"
+#include "coordinator/identity.h"
 
 struct coordinator_config {
     char *http;       // owned; "host:port" to listen on; port 0 = any
     char *rpc;        // owned; the same, for nodes and clients of the RPC
     char *model;      // owned; model folder, for the tokenizer here and for the nodes to load
     char *model_name; // owned; what clients call it; NULL = the last part of `model`
-    struct coord_config core;                   // its model_dir borrows `model`
+    struct coord_config core;     // its model_dir borrows `model`, its tenants those here
+    struct coord_tenant *tenants; // owned, and their names
+    uint32_t tenants_n;
+    struct identity identity;
     uint32_t http_connections, rpc_connections; // open at once; more are closed at once
     uint32_t idle_ms;        // an HTTP connection without a request for longer is closed
     uint32_t write_stall_ms; // a client that takes nothing for longer is closed

@@ -29,6 +29,11 @@ void coord_config_default(struct coord_config *cfg)
         .backoff_max_ms = 30000,
         .stable_ms = 1000,
         .lost_keep_ms = 600000,
+        .other_tenants = {.weight = 1, .max_band = QUEUE_BANDS - 1},
+        .tenants_limit = 1024,
+        .ageing_ms = 15000,
+        .ageing_band = QUEUE_BANDS - 2,
+        .preempt_limit = 3,
         .queue_limit = 1024,
         .queue_tokens_limit = 16 << 20,
         .queued_notice_ms = 500,
@@ -41,6 +46,28 @@ void coord_config_default(struct coord_config *cfg)
         .poison_losses = 16,
         .trace = LOG_INFO,
     };
+}
+
+bool coord_tenant_name_ok(const char *name)
+{
+    size_t n = name ? strnlen(name, LIMIT_NAME) : 0;
+    if (n == 0 || n == LIMIT_NAME)
+        return false;
+    for (size_t i = 0; i < n; i++)
+        if (name[i] <= ' ' || name[i] > '~' || name[i] == '"' || name[i] == '\\')
+            return false;
+    return true;
+}
+
+static bool tenant_ok(const struct coord_config *k, uint32_t i)
+{
+    const struct coord_tenant *t = &k->tenants[i];
+    if (!coord_tenant_name_ok(t->name) || !strcmp(t->name, "default") || t->max_band >= QUEUE_BANDS)
+        return false;
+    for (uint32_t j = 0; j < i; j++)
+        if (!strcmp(t->name, k->tenants[j].name))
+            return false;
+    return true;
 }
 
 static enum status config_check(const struct coord_config *k, struct errmsg *err)
@@ -72,6 +99,16 @@ static enum status config_check(const struct coord_config *k, struct errmsg *err
             "coordinator: hang_ms, warmup_timeout_ms, reload_timeout_ms, cancel_timeout_ms, "
             "queued_notice_ms and backoff_ms must be above 0, backoff_max_ms not "
             "below backoff_ms");
+    if (k->ageing_band >= QUEUE_BANDS || k->other_tenants.max_band >= QUEUE_BANDS)
+        return errmsg_set(err, STATUS_BAD_CONFIG,
+                          "coordinator: ageing_band, max_band: not in 0..9");
+    for (uint32_t i = 0; i < k->tenants_n; i++)
+        if (!tenant_ok(k, i))
+            return errmsg_set(
+                err, STATUS_BAD_CONFIG,
+                "coordinator: tenants[%u]: the name is not 1..%d printable characters "
+                "without quotes, or is taken, or max_band is not in 0..9",
+                i, LIMIT_NAME - 1);
     if (k->max_context > LIMIT_CONTEXT)
         return errmsg_set(err, STATUS_BAD_CONFIG, "coordinator: max_context %u is above %d",
                           k->max_context, LIMIT_CONTEXT);
@@ -92,6 +129,9 @@ struct coord *coord_create(const struct coord_config *cfg, struct errmsg *err)
     c->max_context = cfg->max_context;
     c->place = true;
     eta_init(&c->eta);
+    tenants_init(&c->tenants, cfg->tenants, cfg->tenants_n, &cfg->other_tenants,
+                 cfg->tenants_limit);
+    c->cfg.tenants = NULL;
     replicas_init(c);
     return c;
 }
@@ -101,6 +141,7 @@ void coord_destroy(struct coord *c)
     if (!c)
         return;
     requests_free(c);
+    tenants_finish(&c->tenants);
     replicas_free(c);
     members_free(c);
     waiters_free(&c->closes);
@@ -243,7 +284,7 @@ static void fire(struct coord *c, struct timer *t)
         requests_life_timer(c, CONTAINER_OF(t, struct request, life));
         break;
     case TIMER_NOTICE:
-        dispatch_notices(c);
+        notices_all(c);
         break;
     }
 }
@@ -285,7 +326,7 @@ void coord_step(struct coord *c, const struct coord_event *ev, struct coord_acti
     run_timers(c);
     settle(c);
     if (ev->kind == COORD_SUBMIT)
-        dispatch_notice(c, ev->submit.request);
+        notices_one(c, ev->submit.request);
     set_timer(c);
     out->v = c->actions;
     out->n = c->actions_n;

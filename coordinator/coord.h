@@ -21,8 +21,9 @@
 // Life of a request as the shell sees it. SUBMIT is answered in the same step by REFUSED (the id is
 // forgotten at once), or it is accepted; then come any number of QUEUED and TOKENS, indexes 0, 1,
 // 2... each exactly once whatever node dies, and in the end exactly one DONE, or, when it never
-// started before its deadline, one REFUSED. After DONE the request is kept for re-attaching clients
-// until FORGET. REFUSED and FORGET are the last actions of an id.
+// started before its deadline or had to give its place to a higher band, one REFUSED. After DONE
+// the request is kept for re-attaching clients until FORGET. REFUSED and FORGET are the last
+// actions of an id.
 #pragma once
 
 #include <stdbool.h>
@@ -33,6 +34,14 @@
 #include "proto/msg.h"
 
 struct coord;
+
+struct coord_tenant {
+    const char *name;
+    uint32_t weight;       // share, relative to the others'; 0 = 1
+    uint32_t tokens_per_s; // quota, prompt and answer; 0 = none
+    uint32_t burst_tokens; // that may be used at once; 0 = ten seconds' worth
+    uint8_t max_band;      // higher ones that its requests name are lowered to it
+};
 
 struct coord_config {
     const char *model_dir;           // as the nodes see it; copied
@@ -53,6 +62,15 @@ struct coord_config {
     uint32_t backoff_max_ms;
     uint32_t stable_ms;    // a replica ready for this long forgets its failures
     uint32_t lost_keep_ms; // lost nodes stay in the list for this long
+    // Order and share (fair.h, tenants.h, preempt.c).
+    const struct coord_tenant *tenants; // tenants_n of them, copied; names differ, not "default"
+    uint32_t tenants_n;
+    struct coord_tenant other_tenants; // settings of all other names, and of no name
+    uint32_t tenants_limit;            // other names remembered at once
+    uint32_t ageing_ms;                // a request that waited so long goes up one band; 0 = never
+    uint8_t ageing_band;               // but not above this one
+    uint32_t preempt_limit;        // a running request gives way to a higher band at most so often
+    uint32_t band_deadline_ms[10]; // for requests that name none; 0 = default_deadline_ms
     // Requests.
     uint32_t max_context;         // tokens; used until a lead told its own. 0 = not known yet
     uint32_t queue_limit;         // requests waiting
@@ -97,9 +115,10 @@ struct coord_submit {
     int32_t stop_ids[MSG_STOP_IDS];
     uint32_t stop_ids_n;
     struct sampling sampling;
+    const char *tenant;   // NULL or "" = of nobody
     uint8_t band;         // 0..9, 9 = highest
     uint64_t session;     // follow-ups of one session go to the same replica; 0 = by prompt prefix
-    uint64_t deadline_us; // must have started by then; 0 = default_deadline_ms
+    uint64_t deadline_us; // of its first token; 0 = by its band
 };
 
 enum coord_admin_op {
@@ -155,6 +174,7 @@ enum coord_refusal {
     COORD_REFUSE_QUEUE_FULL,      // retry after a while                            (429)
     COORD_REFUSE_NO_CAPACITY,     // waited to its deadline and no replica serves   (503)
     COORD_REFUSE_DEADLINE,        // could not, or did not, start before its deadline (429)
+    COORD_REFUSE_QUOTA,           // its tenant has used up its rate of tokens      (429)
     COORD_REFUSE_DRAINING,        // the coordinator is being shut down             (503)
     COORD_REFUSE_PROMPT_TOO_LONG, // the context has no room for it                 (400)
     COORD_REFUSE_BAD_MAX_TOKENS,  // prompt and max_tokens exceed the context       (400)
@@ -252,7 +272,7 @@ const char *coord_replica_state_name(enum coord_replica_state s); // "vacant", .
 enum coord_request_state {
     COORD_REQ_QUEUED,  // waits for a credit: new, or moved from a replica that broke
     COORD_REQ_RUNNING, // on a replica
-    COORD_REQ_MOVING,  // CANCEL sent to its draining replica; goes on elsewhere
+    COORD_REQ_MOVING,  // CANCEL sent: its replica drains, or it gives way; goes on elsewhere
     COORD_REQ_CLOSING, // finished for the client; its replica has not let go yet
     COORD_REQ_DONE,    // kept for re-attach
 };
@@ -296,7 +316,9 @@ struct coord_replica_view {
 struct coord_request_view {
     uint64_t id;
     enum coord_request_state state;
-    uint8_t band;
+    uint8_t band, lane_band; // as named; as it counts now, after ageing
+    const char *tenant;      // "" once finished
+    uint32_t preemptions;
     uint64_t replica;                                              // 0 = none
     uint64_t submitted_us, first_token_us, last_token_us, done_us; // 0 = not yet
     uint64_t deadline_us;
@@ -323,15 +345,28 @@ struct coord_stats {
     uint32_t eta_ms;      // of a request that came now
     bool closing;
     uint64_t submitted, refused[COORD_REFUSE_BAD_REQUEST + 1];
+    uint64_t displaced; // of refused: had to make room for a higher band
     uint64_t finished[FINISH_ERROR + 1];
     uint64_t tokens, dispatches, moves; // moves: dispatches that continued a journal elsewhere
+    uint64_t preemptions;               // running requests that gave way to a higher band
     uint64_t fences, forms, forms_failed;
     uint64_t stale_dropped;     // messages of an old epoch or of a replaced connection
     uint64_t duplicate_dropped; // tokens that were known already
     uint64_t protocol_errors;
 };
 
+struct coord_tenant_view {
+    const char *name;
+    bool named; // by the configuration
+    uint32_t weight, tokens_per_s;
+    uint32_t live, waiting; // requests not finished; of them waiting
+    uint64_t submitted, refused_quota, tokens;
+};
+
 void coord_stats(const struct coord *c, struct coord_stats *out);
+bool coord_tenant_name_ok(const char *name); // 1..63 bytes, printable, no space, quote or backslash
+void coord_each_tenant(const struct coord *c,
+                       bool (*fn)(void *arg, const struct coord_tenant_view *), void *arg);
 // Calls fn for each, in the order of arrival (replicas: by id), until it returns false.
 void coord_each_node(const struct coord *c, bool (*fn)(void *arg, const struct coord_node_view *),
                      void *arg);

@@ -8,16 +8,19 @@
 //   lifecycle.c  admission, the end of a request, retention
 //   tokens.c     how tokens enter the journals
 //   dispatch.c   the queues' order, routing, hand-over
+//   preempt.c    running requests give way to higher bands
+//   notices.c    places and estimates told to those who wait
 //   admin.c      operators' commands
 //   views.c      read-only views and coord_check
-// Leaves that decide without this state: arena, timers, queue, ring, eta, placement, health,
-// request.
+// Leaves that decide without this state: arena, timers, queue, fair, tenants, ring, eta, placement,
+// health, request.
 #pragma once
 
 #include "base/sm.h"
 #include "coordinator/arena.h"
 #include "coordinator/coord.h"
 #include "coordinator/eta.h"
+#include "coordinator/fair.h"
 #include "coordinator/queue.h"
 #include "coordinator/request.h"
 #include "coordinator/ring.h"
@@ -108,12 +111,14 @@ struct replica {
     uint32_t prepared_n, formed_n;
     uint64_t fingerprint;
     uint32_t max_seqs, max_context, kv_blocks, kv_free, block_tokens, waiting;
-    uint32_t transport;          // enum transport_choice among its ranks; AUTO: one rank
-    struct request_list running; // RUNNING
-    struct request_list leaving; // MOVING and CLOSING, oldest CANCEL first
-    uint32_t moving_n;           // of leaving
-    uint32_t suspects;           // placed requests with `suspect`
-    uint32_t fails;              // in a row
+    uint32_t transport;           // enum transport_choice among its ranks; AUTO: one rank
+    struct request_list running;  // RUNNING
+    struct request_list leaving;  // MOVING and CLOSING, oldest CANCEL first
+    uint32_t moving_n;            // of leaving
+    uint32_t preempting_n;        // of leaving: their places are given to others already
+    uint32_t soft_n[QUEUE_BANDS]; // running ones that may be preempted, by lane_band
+    uint32_t suspects;            // placed requests with `suspect`
+    uint32_t fails;               // in a row
     uint64_t forms, fences;
     struct timer timer, cancel_timer;
     char *fault; // owned; NULL = never
@@ -148,11 +153,14 @@ struct coord {
     uint32_t credits_known; // when there were last any
 
     struct request *requests; // by id
-    struct queue queues[QUEUE_CLASSES];
+    struct queue queues[QUEUE_PLAIN];
+    struct fair fair;
+    struct tenants tenants;
     struct request_list retained;
     uint64_t retained_tokens;
-    uint32_t live_n;   // QUEUED, RUNNING, MOVING
-    uint32_t moving_n; // MOVING
+    uint32_t live_n;              // QUEUED, RUNNING, MOVING
+    uint32_t moving_n;            // MOVING
+    uint32_t soft_n[QUEUE_BANDS]; // of READY replicas
     struct eta eta;
     uint32_t max_context; // 0 = not known
     bool closing;
@@ -216,9 +224,11 @@ void replica_drain(struct coord *c, struct replica *r);
 void replica_undrain(struct coord *c, struct replica *r);
 void replica_cancel_timer(struct coord *c, struct replica *r);
 void replica_watch(struct coord *c, struct replica *r); // judge its health
+// The credits in use. A lead takes twice as many dispatches (node/batch.h), so that a request that
+// gives way and the one that takes its place can be on their way at once.
 static inline uint32_t replica_load(const struct replica *r)
 {
-    return r->running.n + r->leaving.n;
+    return r->running.n + r->leaving.n - r->preempting_n;
 }
 
 // ---- forming.c ----
@@ -256,9 +266,20 @@ void request_unplace(struct coord *c, struct request *q); // off its replica's l
 void request_leave(struct coord *c, struct request *q, enum coord_request_state to); // + CANCEL
 void dispatch_hand_over(struct coord *c);
 void dispatch_pump(struct coord *c);
-void dispatch_notices(struct coord *c);
-void dispatch_notice(struct coord *c, uint64_t id); // a request just submitted, when it waits
-uint32_t dispatch_eta_ms(const struct coord *c, uint32_t position);
+void dispatch_to(struct coord *c, struct request *q, struct replica *r); // may end q instead
+
+// ---- preempt.c ----
+void preempt_note(struct coord *c, struct request *q, bool runs); // enters or leaves `running`
+void preempt_first_token(struct coord *c, struct request *q);     // sets first_token_us
+void preempt_pump(struct coord *c);
+uint32_t preempt_soft(const struct coord *c, uint8_t band); // places that a request may take
+
+// ---- notices.c ----
+void notices_arm(struct coord *c);
+void notices_all(struct coord *c);
+void notices_one(struct coord *c, uint64_t id); // a request just submitted, when it waits
+// Estimated wait of the request at a position (1 = next) of those that wait.
+uint64_t notices_wait_us(const struct coord *c, uint8_t band, uint32_t position);
 
 // ---- admin.c ----
 void admin_do(struct coord *c, const struct coord_admin *a);

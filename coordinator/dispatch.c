@@ -8,27 +8,30 @@
 
 // ---- queue ----
 
-static uint32_t waiting_n(const struct coord *c)
-{
-    return c->queues[QUEUE_SUSPECT].n + c->queues[QUEUE_MOVED].n + c->queues[QUEUE_FRESH].n;
-}
-
 void request_enqueue(struct coord *c, struct request *q)
 {
     assert(q->state == COORD_REQ_QUEUED && !q->replica);
-    q->class = q->dispatches == 0 ? QUEUE_FRESH : QUEUE_MOVED;
+    q->class = q->dispatches == 0 || q->preempted ? QUEUE_FAIR : QUEUE_MOVED;
     if (q->strikes_fault >= 2)
         q->class = QUEUE_SUSPECT;
     q->position = 0;
-    queue_push(&c->queues[q->class], q);
-    if (!c->notice_timer.slot)
-        core_arm(c, &c->notice_timer, TIMER_NOTICE, c->now_us + 1000ull * c->cfg.queued_notice_ms);
+    q->waits_us = c->now_us;
+    if (q->class == QUEUE_FAIR) {
+        q->order_us = q->preempted ? 0 : fair_order_us(q->deadline_us, c->now_us);
+        fair_push(&c->fair, q);
+    } else {
+        queue_push(&c->queues[q->class], q);
+    }
+    notices_arm(c);
 }
 
 void request_dequeue(struct coord *c, struct request *q)
 {
     assert(q->state == COORD_REQ_QUEUED);
-    queue_remove(&c->queues[q->class], q);
+    if (q->class == QUEUE_FAIR)
+        fair_remove(&c->fair, q);
+    else
+        queue_remove(&c->queues[q->class], q);
     core_disarm(c, &q->wait);
 }
 
@@ -42,19 +45,28 @@ static void request_place(struct coord *c, struct request *q, struct replica *r)
     q->suspect = q->class == QUEUE_SUSPECT;
     r->suspects += q->suspect;
     c->load++; // r is READY
+    q->preempted = false;
+    q->placed_us = c->now_us;
+    if (q->class != QUEUE_FAIR)
+        q->lane_band = q->band;
+    preempt_note(c, q, true);
 }
 
 void request_unplace(struct coord *c, struct request *q)
 {
     struct replica *r = q->replica;
-    if (q->state == COORD_REQ_RUNNING)
+    bool gave_way = q->state != COORD_REQ_RUNNING && q->preempted;
+    if (q->state == COORD_REQ_RUNNING) {
+        preempt_note(c, q, false);
         request_list_remove(&r->running, q);
-    else
+    } else {
         request_list_remove(&r->leaving, q);
+    }
     r->moving_n -= q->state == COORD_REQ_MOVING;
     c->moving_n -= q->state == COORD_REQ_MOVING;
     r->suspects -= q->suspect;
-    c->load -= r->state == COORD_REPLICA_READY;
+    r->preempting_n -= gave_way;
+    c->load -= r->state == COORD_REPLICA_READY && !gave_way;
     q->suspect = false;
     q->replica = NULL;
 }
@@ -63,9 +75,12 @@ void request_leave(struct coord *c, struct request *q, enum coord_request_state 
 {
     struct replica *r = q->replica;
     if (q->state == COORD_REQ_RUNNING) {
+        preempt_note(c, q, false);
         request_list_remove(&r->running, q);
         request_list_append(&r->leaving, q);
         q->leaving_us = c->now_us;
+        r->preempting_n += q->preempted;
+        c->load -= r->state == COORD_REPLICA_READY && q->preempted;
         if (!r->cancel_timer.slot)
             core_arm(c, &r->cancel_timer, TIMER_CANCEL,
                      c->now_us + 1000ull * c->cfg.cancel_timeout_ms);
@@ -137,7 +152,7 @@ static bool request_is_of(struct request *q, const struct replica *r)
     return true;
 }
 
-static void dispatch(struct coord *c, struct request *q, struct replica *r)
+void dispatch_to(struct coord *c, struct request *q, struct replica *r)
 {
     if (!request_is_of(q, r)) {
         request_end(c, q, FINISH_ERROR, STATUS_BAD_MODEL,
@@ -155,8 +170,10 @@ static void dispatch(struct coord *c, struct request *q, struct replica *r)
     request_place(c, q, r);
     c->stats.dispatches++;
     c->stats.moves += q->dispatches > 0;
-    if (q->dispatches++ == 0)
+    if (q->dispatches++ == 0) {
         q->started_us = c->now_us;
+        tenant_serve(q->tenant, q->prompt_n);
+    }
     q->dispatch_index = q->emitted_n;
     core_trace(c, LOG_DEBUG, "request %" PRIu64 " -> replica %" PRIu64 " at token %u", q->id, r->id,
                q->emitted_n);
@@ -171,12 +188,14 @@ static void dispatch(struct coord *c, struct request *q, struct replica *r)
 
 void dispatch_pump(struct coord *c)
 {
-    for (int k = 0; k < QUEUE_CLASSES; k++) {
-        struct request *q;
-        struct replica *r;
+    struct request *q;
+    struct replica *r;
+    for (int k = 0; k < QUEUE_PLAIN; k++)
         while ((q = queue_head(&c->queues[k])) && (r = route(c, q)))
-            dispatch(c, q, r);
-    }
+            dispatch_to(c, q, r);
+    while ((q = fair_head(&c->fair)) && (r = route(c, q)))
+        dispatch_to(c, q, r);
+    preempt_pump(c);
 }
 
 // ---- hand-over ----
@@ -200,48 +219,7 @@ void dispatch_hand_over(struct coord *c)
             continue;
         for (; spare && r->running.head; spare--)
             request_leave(c, r->running.head, COORD_REQ_MOVING);
-        if (!replica_load(r))
+        if (!r->running.n && !r->leaving.n)
             replica_fence(c, r, &(struct fence){FENCE_EMPTY, NULL, "drained"});
     }
-}
-
-// ---- notices ----
-
-uint32_t dispatch_eta_ms(const struct coord *c, uint32_t position)
-{
-    uint64_t us = eta_wait_us(&c->eta, position, c->credits ? c->credits : c->credits_known);
-    return us / 1000 < UINT32_MAX ? (uint32_t)(us / 1000) : UINT32_MAX;
-}
-
-static void tell_place(struct coord *c, struct request *q, uint32_t position)
-{
-    uint32_t eta_ms = dispatch_eta_ms(c, position);
-    uint32_t apart = eta_ms > q->eta_ms ? eta_ms - q->eta_ms : q->eta_ms - eta_ms;
-    if (position == q->position && apart < 1000)
-        return;
-    q->position = position;
-    q->eta_ms = eta_ms;
-    struct coord_action *a = core_emit(c, COORD_QUEUED);
-    a->queued.request = q->id;
-    a->queued.position = position;
-    a->queued.eta_ms = eta_ms;
-}
-
-void dispatch_notice(struct coord *c, uint64_t id)
-{
-    struct request *q = requests_find(c, id);
-    if (q && q->state == COORD_REQ_QUEUED && !q->position)
-        tell_place(c, q,
-                   c->queues[QUEUE_SUSPECT].n + c->queues[QUEUE_MOVED].n +
-                       queue_ahead(&c->queues[QUEUE_FRESH], q->band));
-}
-
-void dispatch_notices(struct coord *c)
-{
-    uint32_t position = 0;
-    for (int k = 0; k < QUEUE_CLASSES; k++)
-        for (struct request *q = queue_head(&c->queues[k]); q; q = queue_next(&c->queues[k], q))
-            tell_place(c, q, ++position);
-    if (waiting_n(c))
-        core_arm(c, &c->notice_timer, TIMER_NOTICE, c->now_us + 1000ull * c->cfg.queued_notice_ms);
 }

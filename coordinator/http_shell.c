@@ -35,6 +35,7 @@ static const char *reason_of(int status)
         {200, "OK"},
         {204, "No Content"},
         {400, "Bad Request"},
+        {401, "Unauthorized"},
         {404, "Not Found"},
         {405, "Method Not Allowed"},
         {409, "Conflict"},
@@ -65,6 +66,8 @@ void http_reply(struct http_server *h, h2o_req_t *req, const struct http_reply *
         snprintf(text, sizeof text, "%016llx", (unsigned long long)how->request);
         http_header(req, "x-request-id", text);
     }
+    if (how->reason)
+        http_header(req, "x-hadal-reason", how->reason);
     if (how->retry_after_ms) {
         snprintf(text, sizeof text, "%u", (how->retry_after_ms + 999) / 1000);
         http_header(req, "retry-after", text);
@@ -81,7 +84,11 @@ void http_reply_error(struct http_server *h, h2o_req_t *req, uint64_t request,
     struct strbuf body = {0};
     openai_error_json(e, &body);
     const struct http_reply how = {
-        .status = e->http, .request = request, .retry_after_ms = e->retry_after_ms};
+        .status = e->http,
+        .request = request,
+        .reason = e->code,
+        .retry_after_ms = e->retry_after_ms,
+    };
     http_reply(h, req, &how, &body);
     strbuf_finish(&body);
 }

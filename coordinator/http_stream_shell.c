@@ -296,12 +296,56 @@ static void on_stop(h2o_generator_t *g, h2o_req_t *req)
 
 // ---- requests -----------------------------------------------------------------------------------
 
+static struct rpc_text header_text(const h2o_req_t *req, const char *name)
+{
+    ssize_t at = h2o_find_header_by_str(&req->headers, name, strlen(name), -1);
+    if (at < 0)
+        return (struct rpc_text){"", 0};
+    h2o_iovec_t v = req->headers.entries[at].value;
+    return (struct rpc_text){v.base, v.len};
+}
+
+// A number in a header goes before the same in the body.
+static bool header_number(const h2o_req_t *req, const char *name, uint32_t max, uint32_t *to,
+                          struct openai_error *e)
+{
+    struct rpc_text t = header_text(req, name);
+    if (!t.n)
+        return true;
+    size_t v = h2o_strtosize(t.v, t.n);
+    if (v > max)
+        return openai_fail(e, 400, name, "invalid_value", "The header %s is not in 0..%u.", name,
+                           max);
+    *to = (uint32_t)v;
+    return true;
+}
+
+// What the headers say beyond the body: who asks, how urgent it is.
+static bool take_headers(struct http_stream *st, struct text_job *job)
+{
+    const h2o_req_t *req = st->req;
+    struct rpc_generate *g = &job->request.gen;
+    struct rpc_text bearer = header_text(req, "authorization");
+    const struct identity_claim claim = {
+        .key = identity_bearer(bearer.v, bearer.n),
+        .header = header_text(req, "x-hadal-tenant"),
+        .user = {g->user, strlen(g->user)},
+    };
+    uint32_t band = g->band;
+    if (!header_number(req, "x-hadal-priority", 9, &band, &job->error) ||
+        !header_number(req, "x-hadal-deadline-ms", 24 * 3600 * 1000, &g->deadline_ms, &job->error))
+        return false;
+    g->band = (uint8_t)band;
+    return identity_tenant(&st->server->shell->cfg->identity, &claim, job->tenant, &job->error);
+}
+
 static void on_prepared(void *arg, struct text_job *job)
 {
     struct http_stream *st = arg;
     st->ticket = NULL;
     st->sse = job->request.stream;
-    if (job->error.http || !shell_submit(st->server->shell, job, &st->reader))
+    if (job->error.http || !take_headers(st, job) ||
+        !shell_submit(st->server->shell, job, &st->reader))
         fail(st, &job->error);
 }
 

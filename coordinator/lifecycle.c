@@ -23,6 +23,7 @@ const char *coord_refusal_name(enum coord_refusal r)
         [COORD_REFUSE_QUEUE_FULL] = "queue_full",
         [COORD_REFUSE_NO_CAPACITY] = "no_capacity",
         [COORD_REFUSE_DEADLINE] = "deadline",
+        [COORD_REFUSE_QUOTA] = "quota",
         [COORD_REFUSE_DRAINING] = "draining",
         [COORD_REFUSE_PROMPT_TOO_LONG] = "prompt_too_long",
         [COORD_REFUSE_BAD_MAX_TOKENS] = "bad_max_tokens",
@@ -68,8 +69,8 @@ static const char *nonsense(const struct coord *c, const struct coord_submit *s)
 // Retrying helps once a part of the queue is gone; never less than a second.
 static uint32_t retry_after_ms(const struct coord *c)
 {
-    uint32_t eta = dispatch_eta_ms(c, c->queues[QUEUE_FRESH].n / 2 + 1);
-    return eta < 1000 ? 1000 : eta > 60000 ? 60000 : eta;
+    uint64_t eta = notices_wait_us(c, 0, c->fair.n / 2 + 1) / 1000;
+    return eta < 1000 ? 1000 : eta > 60000 ? 60000 : (uint32_t)eta;
 }
 
 // What is wrong with the request itself.
@@ -92,55 +93,126 @@ static struct refusal judge_shape(struct coord *c, const struct coord_submit *s)
     return (struct refusal){0};
 }
 
-// Whether there is room for it now and time for it later.
-static struct refusal judge_room(struct coord *c, const struct coord_submit *s,
-                                 uint64_t deadline_us)
+static struct refusal judge_quota(struct coord *c, struct tenant *t)
+{
+    uint32_t wait_ms = tenant_quota_wait_ms(t, c->now_us);
+    if (!wait_ms)
+        return (struct refusal){0};
+    t->refused_quota++;
+    return (struct refusal){COORD_REFUSE_QUOTA, wait_ms,
+                            arena_printf(&c->arena,
+                                         "the quota of %u tokens a second of '%s' is used up",
+                                         t->set.tokens_per_s, t->name)};
+}
+
+static bool queue_is_full(const struct coord *c, const struct coord_submit *s)
+{
+    const struct fair *f = &c->fair;
+    return f->fresh_n >= c->cfg.queue_limit ||
+           f->fresh_tokens + s->prompt_n > c->cfg.queue_tokens_limit;
+}
+
+static void refuse_waiting(struct coord *c, struct request *q, const struct refusal *f);
+
+// Whether there is room for it; a higher band takes the place of a lower one.
+static struct refusal judge_room(struct coord *c, const struct coord_submit *s, uint8_t band)
+{
+    struct request *last;
+    while (queue_is_full(c, s) && (last = fair_last(&c->fair, band))) {
+        c->stats.displaced++;
+        refuse_waiting(c, last,
+                       &(struct refusal){COORD_REFUSE_QUEUE_FULL, retry_after_ms(c),
+                                         "the queue is full, and more urgent requests came"});
+    }
+    if (!queue_is_full(c, s))
+        return (struct refusal){0};
+    return (struct refusal){COORD_REFUSE_QUEUE_FULL, retry_after_ms(c),
+                            arena_printf(&c->arena, "%u requests are waiting", c->fair.fresh_n)};
+}
+
+// Whether its first token can come in time: the wait for a place, then its prefill.
+static struct refusal judge_deadline(struct coord *c, const struct tenant *t, uint8_t band,
+                                     uint64_t deadline_us, bool waits)
+{
+    uint32_t ahead =
+        c->queues[QUEUE_SUSPECT].n + c->queues[QUEUE_MOVED].n + fair_ahead(&c->fair, t, band);
+    uint64_t wait_us = 0;
+    if (waits && c->credits && eta_trusted(&c->eta))
+        wait_us = notices_wait_us(c, band, ahead + 1) + eta_first_us(&c->eta);
+    if (!deadline_us || (deadline_us > c->now_us && deadline_us - c->now_us >= wait_us))
+        return (struct refusal){0};
+    return (struct refusal){
+        COORD_REFUSE_DEADLINE, retry_after_ms(c),
+        arena_printf(&c->arena, "the first token would come in %" PRIu64 " ms, after the deadline",
+                     wait_us / 1000)};
+}
+
+static struct refusal judge(struct coord *c, const struct coord_submit *s, struct tenant *t,
+                            uint8_t band, uint64_t deadline_us)
 {
     if (c->closing)
         return (struct refusal){COORD_REFUSE_DRAINING, 1000, "the coordinator is shutting down"};
-    const struct queue *fresh = &c->queues[QUEUE_FRESH];
-    bool waits = fresh->n || c->load >= c->credits;
-    if (waits &&
-        (fresh->n >= c->cfg.queue_limit || fresh->tokens + s->prompt_n > c->cfg.queue_tokens_limit))
-        return (struct refusal){COORD_REFUSE_QUEUE_FULL, retry_after_ms(c),
-                                arena_printf(&c->arena, "%u requests are waiting", fresh->n)};
-    uint32_t ahead = queue_ahead(fresh, s->band) + c->queues[QUEUE_MOVED].n;
-    uint64_t wait_us = waits && c->credits && eta_trusted(&c->eta)
-                           ? eta_wait_us(&c->eta, ahead + 1, c->credits)
-                           : 0;
-    if (deadline_us && (deadline_us <= c->now_us || deadline_us - c->now_us < wait_us))
-        return (struct refusal){
-            COORD_REFUSE_DEADLINE, retry_after_ms(c),
-            arena_printf(&c->arena, "the wait would be %" PRIu64 " ms, beyond the deadline",
-                         wait_us / 1000)};
-    return (struct refusal){0};
+    struct refusal f = judge_quota(c, t);
+    bool waits = c->fair.n || c->load >= c->credits;
+    if (!f.reason)
+        f = judge_deadline(c, t, band, deadline_us, waits);
+    if (!f.reason && waits)
+        f = judge_room(c, s, band);
+    return f;
 }
 
-static uint64_t submit_deadline_us(const struct coord *c, const struct coord_submit *s)
+static uint64_t submit_deadline_us(const struct coord *c, const struct coord_submit *s,
+                                   uint8_t band)
 {
     if (s->deadline_us)
         return s->deadline_us;
-    return c->cfg.default_deadline_ms ? c->now_us + 1000ull * c->cfg.default_deadline_ms : 0;
+    uint32_t ms = c->cfg.band_deadline_ms[band];
+    if (!ms)
+        ms = c->cfg.default_deadline_ms;
+    return ms ? c->now_us + 1000ull * ms : 0;
+}
+
+// When it must be dispatched for its first token to come in time.
+static uint64_t start_by_us(const struct coord *c, uint64_t deadline_us)
+{
+    uint64_t first_us = eta_first_us(&c->eta), left_us = deadline_us - c->now_us;
+    return deadline_us - (first_us < left_us / 2 ? first_us : left_us / 2);
+}
+
+static void admit(struct coord *c, const struct coord_submit *s, struct tenant *t, uint8_t band,
+                  uint64_t deadline_us)
+{
+    struct request *q = request_create(s, c->now_us);
+    HASH_ADD(hh, c->requests, id, sizeof q->id, q);
+    c->live_n++;
+    q->band = q->lane_band = band;
+    q->tenant = t;
+    t->live_n++;
+    tenant_charge(t, c->now_us, q->prompt_n);
+    q->deadline_us = deadline_us;
+    q->tight = s->deadline_us || c->cfg.band_deadline_ms[band];
+    if (deadline_us)
+        core_arm(c, &q->wait, TIMER_WAIT, start_by_us(c, deadline_us));
+    request_enqueue(c, q);
 }
 
 void requests_submit(struct coord *c, const struct coord_submit *s)
 {
     c->stats.submitted++;
-    uint64_t deadline_us = submit_deadline_us(c, s);
     struct refusal f = judge_shape(c, s);
-    if (!f.reason)
-        f = judge_room(c, s, deadline_us);
     if (f.reason) {
         refuse(c, s->request, &f);
         return;
     }
-    struct request *q = request_create(s, c->now_us);
-    HASH_ADD(hh, c->requests, id, sizeof q->id, q);
-    c->live_n++;
-    q->deadline_us = deadline_us;
-    if (deadline_us)
-        core_arm(c, &q->wait, TIMER_WAIT, deadline_us);
-    request_enqueue(c, q);
+    struct tenant *t = tenants_get(&c->tenants, s->tenant, c->now_us);
+    uint8_t band = s->band < t->set.max_band ? s->band : t->set.max_band;
+    uint64_t deadline_us = submit_deadline_us(c, s, band);
+    t->submitted++;
+    f = judge(c, s, t, band, deadline_us);
+    if (f.reason)
+        refuse(c, s->request, &f);
+    else
+        admit(c, s, t, band, deadline_us);
 }
 
 // ---- the end ----
@@ -183,19 +255,25 @@ static void tell_done(struct coord *c, const struct request *q)
     a->done.cached_n = q->cached_n;
 }
 
+static void release_tenant(struct coord *c, struct request *q)
+{
+    c->live_n--;
+    q->tenant->live_n--;
+    q->tenant = NULL;
+}
+
 // The client's end of it: DONE is told. What is placed stays placed until the replica lets go.
 // May free q.
 void request_end(struct coord *c, struct request *q, enum finish_reason finish, enum status s,
                  const char *text)
 {
     assert(request_is_live(q));
-    c->live_n--;
     c->stats.finished[finish]++;
     core_trace(c, finish == FINISH_ERROR ? LOG_WARN : LOG_DEBUG,
                "request %" PRIu64 " finished: %s at token %u%s%s", q->id,
                finish_reason_name(finish), q->emitted_n, *text ? ": " : "", text);
     if (q->started_us && (finish == FINISH_STOP || finish == FINISH_LENGTH))
-        eta_observe(&c->eta, c->now_us - q->started_us);
+        eta_observe(&c->eta, c->now_us - q->started_us, q->emitted_n);
     q->finish = finish;
     q->status = s;
     q->text = *text ? mem_strdup(text) : NULL;
@@ -204,6 +282,7 @@ void request_end(struct coord *c, struct request *q, enum finish_reason finish, 
     tell_done(c, q);
     if (q->state == COORD_REQ_QUEUED)
         request_dequeue(c, q);
+    release_tenant(c, q);
     free(q->prompt);
     q->prompt = NULL;
     if (q->replica)
@@ -212,19 +291,26 @@ void request_end(struct coord *c, struct request *q, enum finish_reason finish, 
         request_retain(c, q);
 }
 
-void requests_wait_timer(struct coord *c, struct request *q)
+// Its deadline passed, or its place was needed.
+static void refuse_waiting(struct coord *c, struct request *q, const struct refusal *f)
 {
     assert(q->state == COORD_REQ_QUEUED && q->dispatches == 0);
+    refuse(c, q->id, f);
+    request_dequeue(c, q);
+    tenant_refund(q->tenant, q->prompt_n);
+    release_tenant(c, q);
+    forget(c, q);
+}
+
+void requests_wait_timer(struct coord *c, struct request *q)
+{
     struct refusal f = {COORD_REFUSE_DEADLINE, retry_after_ms(c),
                         "the deadline passed while the request waited"};
     if (!c->credits) {
         f.reason = COORD_REFUSE_NO_CAPACITY;
         f.text = "no replica was ready before the deadline";
     }
-    refuse(c, q->id, &f);
-    request_dequeue(c, q);
-    c->live_n--;
-    forget(c, q);
+    refuse_waiting(c, q, &f);
 }
 
 void requests_life_timer(struct coord *c, struct request *q)

@@ -36,6 +36,7 @@ static void fill_submit(struct live *l, const struct text_job *job)
         .max_tokens = g->max_tokens,
         .stop_ids_n = job->model->stop_ids_n,
         .sampling = job->sampling,
+        .tenant = l->tenant,
         .band = g->band,
         .session = *g->session ? hash_bytes(g->session, strlen(g->session), 1) | 1 : 0,
         .deadline_us = g->deadline_ms, // the shell adds the time
@@ -59,6 +60,7 @@ struct live *live_create(uint64_t request, int64_t created, struct text_job *job
     l->prompt = job->ids.v;
     l->prompt_n = (uint32_t)job->ids.n;
     job->ids = (struct token_vec){0};
+    memcpy(l->tenant, job->tenant, sizeof l->tenant);
     fill_submit(l, job);
     return l;
 }
@@ -126,6 +128,7 @@ static const struct {
     [COORD_REFUSE_QUEUE_FULL] = {429, NULL, "queue_full"},
     [COORD_REFUSE_NO_CAPACITY] = {503, NULL, "no_capacity"},
     [COORD_REFUSE_DEADLINE] = {429, NULL, "deadline"},
+    [COORD_REFUSE_QUOTA] = {429, NULL, "quota"},
     [COORD_REFUSE_DRAINING] = {503, NULL, "draining"},
     [COORD_REFUSE_PROMPT_TOO_LONG] = {400, "prompt", "context_length_exceeded"},
     [COORD_REFUSE_BAD_MAX_TOKENS] = {400, "max_tokens", "context_length_exceeded"},

@@ -32,6 +32,7 @@ struct live {
     struct openai_head head;
     struct answer answer;
     struct coord_submit submit; // until it was given to the core
+    char tenant[LIMIT_NAME];    // the same
     int32_t *prompt;            // owned; the same
     uint32_t prompt_n, cached_n;
     uint32_t position, eta_ms, notices; // place in the queue; notices counts the changes

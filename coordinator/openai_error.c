@@ -63,6 +63,8 @@ enum rpc_code openai_error_rpc_code(const struct openai_error *e)
     case 400:
     case 413:
         return RPC_CODE_INVALID_ARGUMENT;
+    case 401:
+        return RPC_CODE_UNAUTHENTICATED;
     case 404:
         return RPC_CODE_NOT_FOUND;
     case 408:

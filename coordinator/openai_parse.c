@@ -287,6 +287,11 @@ static bool take_extensions(const json_t *o, struct rpc_generate *g, struct open
     if (key && !json_is_string(key))
         return wrong_type(e, "prompt_cache_key", "a string", key);
     g->session = key ? json_string_value(key) : "";
+    const json_t *user = field(o, "user");
+    if (user && !json_is_string(user))
+        return wrong_type(e, "user", "a string", user);
+    g->user = user ? json_string_value(user) : "";
+    g->key = "";
     return true;
 }
 

@@ -1,4 +1,4 @@
-// Lists per band. Earliest-deadline and tenant fairness would refine the order inside a band here.
+// Lists per band.
 #include "coordinator/queue.h"
 
 #include <assert.h>
@@ -52,12 +52,4 @@ struct request *queue_head(const struct queue *q)
 struct request *queue_next(const struct queue *q, const struct request *r)
 {
     return r->next ? r->next : queue_from(q, r->band - 1);
-}
-
-uint32_t queue_ahead(const struct queue *q, uint8_t band)
-{
-    uint32_t n = 0;
-    for (int b = QUEUE_BANDS - 1; b >= band; b--)
-        n += q->bands[b].n;
-    return n;
 }

@@ -1,5 +1,6 @@
-// Requests that wait: bands 9..0, first come first served inside a band. Intrusive: a request's
-// `prev`/`next` belong to whichever list its state names.
+// Requests that wait because their replica broke: bands 9..0, first come first served inside a
+// band (fair.h is the queue of new ones). Intrusive: a request's `prev`/`next` belong to whichever
+// list its state names.
 #pragma once
 
 #include <stdint.h>
@@ -26,4 +27,3 @@ void queue_push(struct queue *q, struct request *r);
 void queue_remove(struct queue *q, struct request *r);
 struct request *queue_head(const struct queue *q);                          // NULL when empty
 struct request *queue_next(const struct queue *q, const struct request *r); // in order of service
-uint32_t queue_ahead(const struct queue *q, uint8_t band); // requests served before a new one

@@ -72,6 +72,8 @@ void replica_move(struct coord *c, struct replica *r, enum coord_replica_state t
         c->warm_n--;
         c->credits -= r->max_seqs;
         c->load -= replica_load(r);
+        for (int b = 0; b < QUEUE_BANDS; b++)
+            c->soft_n[b] -= r->soft_n[b];
     }
     c->draining_n -= r->state == COORD_REPLICA_DRAINING;
     r->state = sm_move(&replica_sm, r->state, to);
@@ -82,6 +84,8 @@ void replica_move(struct coord *c, struct replica *r, enum coord_replica_state t
         c->warm_n++;
         c->credits += r->max_seqs;
         c->load += replica_load(r);
+        for (int b = 0; b < QUEUE_BANDS; b++)
+            c->soft_n[b] += r->soft_n[b];
         c->credits_known = c->credits;
     }
 }
@@ -193,7 +197,7 @@ void replica_fence(struct coord *c, struct replica *r, const struct fence *f)
     core_disarm(c, &r->timer);
     core_disarm(c, &r->cancel_timer);
     move_requests(c, r, f->kind);
-    assert(!replica_load(r) && !r->moving_n && !r->suspects);
+    assert(!r->running.n && !r->leaving.n && !r->moving_n && !r->suspects && !r->preempting_n);
     r->max_seqs = r->kv_free = r->waiting = 0;
     uint64_t pause = back_off_us(c, r, f->kind, stable);
     if (pause)

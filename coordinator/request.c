@@ -31,7 +31,7 @@ struct request *request_create(const struct coord_submit *s, uint64_t now_us)
     r->state = COORD_REQ_QUEUED;
     r->key = request_key(s);
     r->band = s->band;
-    r->class = QUEUE_FRESH;
+    r->class = QUEUE_FAIR;
     r->prompt = mem_dup(s->prompt, s->prompt_n * sizeof *s->prompt);
     r->prompt_n = s->prompt_n;
     r->max_tokens = s->max_tokens;

@@ -11,13 +11,14 @@
 #include "base/mem.h"
 
 struct replica;
+struct tenant;
 
 // Which of the three queues a waiting request is in; served in this order.
 enum queue_class {
     QUEUE_SUSPECT, // replicas died under it more than once: one such request per replica at a time
-    QUEUE_MOVED,   // began elsewhere; ahead of everything new
-    QUEUE_FRESH,
-    QUEUE_CLASSES,
+    QUEUE_MOVED,   // its replica broke or drains; ahead of everything new
+    QUEUE_PLAIN,   // so many are plain queues (queue.h)
+    QUEUE_FAIR = QUEUE_PLAIN, // new, or preempted (fair.h)
 };
 
 //            credit                     last token, stop, cancel
@@ -25,7 +26,8 @@ enum queue_class {
 //     ^ ^               | |  \                                                      ^
 //     | |  replica lost | |   \ stop, cancel: CANCEL sent                           |
 //     | +---------------+ |    +----------------> CLOSING --------------------------+
-//     |                   v drain: CANCEL sent      ^     CANCELLED, last token, or replica lost
+//     |                   v drain or preempted:     ^     CANCELLED, last token, or replica lost
+//     |                   | CANCEL sent             |
 //     +---------------- MOVING ---------------------+  stop, cancel
 //       CANCELLED, or replica lost; last token -> DONE
 //
@@ -39,6 +41,13 @@ struct request {
     uint64_t key;                // for routing
     uint8_t band;
     enum queue_class class;  // while QUEUED
+    struct tenant *tenant;   // until it is finished, then NULL
+    uint64_t order_us;       // place in its lane (fair.h)
+    uint64_t waits_us;       // QUEUED since, for ageing
+    uint8_t lane_band;       // band that it waits, or was last dispatched, in: `band` and ageing
+    bool preempted;          // MOVING or QUEUED because of a higher band
+    uint32_t preemptions;    // so often
+    bool tight;              // deadline_us is its own or its band's, not the default
     struct replica *replica; // RUNNING, MOVING, CLOSING; else NULL
 
     int32_t *prompt; // owned; freed when finished
@@ -55,7 +64,8 @@ struct request {
     struct timer life;   // nobody attached: end of the grace time; DONE: end of retention
     uint64_t leaving_us; // MOVING, CLOSING: when CANCEL was sent
     uint32_t attached;
-    uint64_t submitted_us, started_us, first_token_us, last_token_us, done_us, deadline_us;
+    uint64_t submitted_us, started_us, placed_us, first_token_us, last_token_us, done_us,
+        deadline_us;
     uint32_t position, eta_ms; // as last told
     uint32_t dispatches, cached_n, pause_us;
     uint64_t fingerprint;            // of the model at the last dispatch

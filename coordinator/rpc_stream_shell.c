@@ -191,6 +191,12 @@ static void on_prepared(void *arg, struct text_job *job)
     struct rpc_stream *st = arg;
     struct shell *s = st->conn->server->shell;
     st->ticket = NULL;
+    const struct rpc_generate *g = &job->request.gen;
+    if (!job->error.http) {
+        const struct identity_claim claim = {.key = {g->key, strlen(g->key)},
+                                             .user = {g->user, strlen(g->user)}};
+        identity_tenant(&s->cfg->identity, &claim, job->tenant, &job->error);
+    }
     if (!job->error.http) {
         st->credit = job->request.gen.window;
         if (shell_submit(s, job, &st->reader))

@@ -42,6 +42,7 @@ struct text_job {
     struct token_vec ids;
     struct sampling sampling; // with the model's defaults; seed only if it was given
     struct wire_arena arena;  // of a GENERATE
+    char tenant[LIMIT_NAME];  // the caller's, for live_create; "" = of nobody
 };
 
 void text_job_run(struct text_job *job);

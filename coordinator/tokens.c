@@ -30,7 +30,7 @@ static void note_time(struct coord *c, struct request *q)
     if (q->dispatches > 1 && q->emitted_n == q->dispatch_index && c->now_us - since > q->pause_us)
         q->pause_us = (uint32_t)(c->now_us - since);
     if (!q->first_token_us)
-        q->first_token_us = c->now_us;
+        preempt_first_token(c, q);
     q->last_token_us = c->now_us;
 }
 
@@ -45,6 +45,10 @@ static void grow_journal(struct coord *c, struct request *q, const struct token_
 {
     note_time(c, q);
     clear_suspicion(q);
+    tenant_charge(q->tenant, c->now_us, 1);
+    tenant_serve(q->tenant, 1);
+    if (t->index == 0 && q->dispatches == 1)
+        eta_observe_first(&c->eta, c->now_us - q->started_us);
     if (t->index == 0)
         q->cached_n = t->cached_tokens < q->prompt_n ? t->cached_tokens : q->prompt_n;
     request_append(q, t->token);

@@ -20,14 +20,16 @@ void coord_stats(const struct coord *c, struct coord_stats *out)
     out->replicas_ready = c->warm_n;
     out->credits = c->credits;
     out->credits_free = c->credits > c->load ? c->credits - c->load : 0;
-    out->queued_moved = c->queues[QUEUE_MOVED].n + c->queues[QUEUE_SUSPECT].n;
-    out->queued = out->queued_moved + c->queues[QUEUE_FRESH].n;
+    out->queued_moved =
+        c->queues[QUEUE_MOVED].n + c->queues[QUEUE_SUSPECT].n + c->fair.n - c->fair.fresh_n;
+    out->queued = out->queued_moved + c->fair.fresh_n;
     out->running = c->live_n - out->queued;
     out->retained = c->retained.n;
-    out->queued_tokens = c->queues[QUEUE_FRESH].tokens;
+    out->queued_tokens = c->fair.fresh_tokens;
     out->retained_tokens = c->retained_tokens;
     out->max_context = c->max_context;
-    out->eta_ms = out->credits_free ? 0 : dispatch_eta_ms(c, out->queued + 1);
+    if (!out->credits_free)
+        out->eta_ms = (uint32_t)(notices_wait_us(c, 0, out->queued + 1) / 1000);
     out->closing = c->closing;
 }
 
@@ -119,12 +121,37 @@ void coord_each_replica(const struct coord *c,
     free(names);
 }
 
+void coord_each_tenant(const struct coord *c,
+                       bool (*fn)(void *arg, const struct coord_tenant_view *), void *arg)
+{
+    const struct tenant *t;
+    DL_FOREACH(c->tenants.list, t)
+    {
+        struct coord_tenant_view v = {
+            .name = t->name,
+            .named = t->named,
+            .weight = t->set.weight,
+            .tokens_per_s = t->set.tokens_per_s,
+            .live = t->live_n,
+            .waiting = t->waiting_n,
+            .submitted = t->submitted,
+            .refused_quota = t->refused_quota,
+            .tokens = t->tokens,
+        };
+        if (!fn(arg, &v))
+            return;
+    }
+}
+
 static struct coord_request_view request_view(const struct request *q)
 {
     return (struct coord_request_view){
         .id = q->id,
         .state = q->state,
         .band = q->band,
+        .lane_band = q->lane_band,
+        .tenant = q->tenant ? q->tenant->name : "",
+        .preemptions = q->preemptions,
         .replica = q->replica ? q->replica->id : 0,
         .submitted_us = q->submitted_us,
         .first_token_us = q->first_token_us,
@@ -183,10 +210,53 @@ static void check_list(const struct request_list *l)
     assert(n == l->n);
 }
 
+static void check_lane(const struct coord *c, const struct lane *l, int band)
+{
+    const struct request *q;
+    check_list(&l->waiting);
+    assert(l->waiting.n && l == &l->tenant->lanes[band]);
+    DL_FOREACH(l->waiting.head, q)
+    {
+        assert(q->state == COORD_REQ_QUEUED && q->class == QUEUE_FAIR && q->tenant == l->tenant);
+        assert(q->lane_band == band && q->band <= band && q->prompt && !q->replica);
+        assert(band == q->band || band <= c->cfg.ageing_band);
+        assert(q->preempted == (q->dispatches > 0));
+        assert(!q->next || q->order_us <= q->next->order_us);
+    }
+}
+
+// Returns the number of requests that wait in lanes.
+static uint32_t check_fair(const struct coord *c)
+{
+    const struct fair *f = &c->fair;
+    uint32_t n = 0;
+    for (int b = 0; b < QUEUE_BANDS; b++) {
+        uint32_t band_n = 0;
+        const struct lane *l;
+        DL_FOREACH(f->bands[b], l)
+        {
+            check_lane(c, l, b);
+            band_n += l->waiting.n;
+        }
+        assert(band_n == f->band_n[b]);
+        n += band_n;
+    }
+    assert(n == f->n && f->fresh_n <= n && f->fresh_n <= c->cfg.queue_limit + 1);
+    uint32_t live = 0, waiting = 0;
+    const struct tenant *t;
+    DL_FOREACH(c->tenants.list, t)
+    {
+        live += t->live_n;
+        waiting += t->waiting_n;
+    }
+    assert(live == c->live_n && waiting == n);
+    return n;
+}
+
 static uint32_t check_queues(const struct coord *c)
 {
     uint32_t total = 0;
-    for (int k = 0; k < QUEUE_CLASSES; k++) {
+    for (int k = 0; k < QUEUE_PLAIN; k++) {
         uint32_t n = 0;
         uint64_t tokens = 0;
         for (int b = 0; b < QUEUE_BANDS; b++) {
@@ -196,7 +266,7 @@ static uint32_t check_queues(const struct coord *c)
             {
                 assert(q->state == COORD_REQ_QUEUED && (int)q->class == k && q->band == b);
                 assert(!q->replica && q->prompt);
-                assert((q->dispatches == 0) == (k == QUEUE_FRESH));
+                assert(q->dispatches > 0);
                 tokens += q->prompt_n;
                 n++;
             }
@@ -204,13 +274,12 @@ static uint32_t check_queues(const struct coord *c)
         assert(n == c->queues[k].n && tokens == c->queues[k].tokens);
         total += n;
     }
-    assert(c->queues[QUEUE_FRESH].n <= c->cfg.queue_limit + 1);
-    return total;
+    return total + check_fair(c);
 }
 
 static void check_places(const struct replica *r)
 {
-    uint32_t moving = 0, suspects = 0;
+    uint32_t moving = 0, suspects = 0, soft = 0, preempting = 0;
     const struct request *q;
     check_list(&r->running);
     check_list(&r->leaving);
@@ -219,15 +288,21 @@ static void check_places(const struct replica *r)
         assert(q->state == COORD_REQ_RUNNING && q->replica == r && q->prompt);
         assert(q->emitted_n < q->max_tokens);
         suspects += q->suspect;
+        assert(!q->preempted);
     }
+    for (int b = 0; b < QUEUE_BANDS; b++)
+        soft += r->soft_n[b];
+    assert(soft <= r->running.n);
     DL_FOREACH(r->leaving.head, q)
     {
         assert(q->state == COORD_REQ_MOVING || q->state == COORD_REQ_CLOSING);
         assert(q->replica == r);
         moving += q->state == COORD_REQ_MOVING;
+        preempting += q->preempted;
         suspects += q->suspect;
     }
-    assert(moving == r->moving_n && suspects == r->suspects);
+    assert(moving == r->moving_n && suspects == r->suspects && preempting == r->preempting_n);
+    assert(preempting <= r->max_seqs); // the lead takes twice max_seqs
     assert(!r->leaving.n || r->cancel_timer.slot);
     assert(replica_load(r) <= r->max_seqs); // credits
 }
@@ -250,13 +325,14 @@ static void check_ranks(const struct coord *c, const struct replica *r)
 static uint32_t check_replicas(const struct coord *c)
 {
     uint32_t warm = 0, credits = 0, load = 0, moving = 0, draining = 0, live = 0;
+    uint32_t soft = 0, soft_all = 0;
     for (uint32_t i = 0; i < c->cfg.replicas; i++) {
         const struct replica *r = &c->replicas[i];
         check_ranks(c, r);
         check_places(r);
         bool ready = r->state == COORD_REPLICA_READY;
         bool serving = ready || r->state == COORD_REPLICA_DRAINING;
-        assert(serving || !replica_load(r));
+        assert(serving || (!r->running.n && !r->leaving.n));
         assert(!serving || r->formed_n == c->ranks_n);
         warm += ready;
         credits += ready ? r->max_seqs : 0;
@@ -264,9 +340,14 @@ static uint32_t check_replicas(const struct coord *c)
         draining += r->state == COORD_REPLICA_DRAINING;
         moving += r->moving_n;
         live += r->running.n + r->moving_n;
+        for (int b = 0; b < QUEUE_BANDS; b++)
+            soft += ready ? r->soft_n[b] : 0;
     }
     assert(warm == c->warm_n && credits == c->credits && load == c->load);
     assert(moving == c->moving_n && draining == c->draining_n);
+    for (int b = 0; b < QUEUE_BANDS; b++)
+        soft_all += c->soft_n[b];
+    assert(soft == soft_all);
     assert(c->ring.n == (size_t)warm * RING_POINTS);
     return live;
 }
@@ -314,5 +395,5 @@ void coord_check(const struct coord *c)
         closing += c->replicas[i].leaving.n - c->replicas[i].moving_n;
     assert(HASH_COUNT(c->requests) == c->live_n + closing + c->retained.n);
     // A free credit and a waiting request do not meet only when the request is a suspect.
-    assert(!(c->queues[QUEUE_FRESH].n || c->queues[QUEUE_MOVED].n) || c->load >= c->credits);
+    assert(!(c->fair.n || c->queues[QUEUE_MOVED].n) || c->load >= c->credits);
 }

@@ -68,6 +68,7 @@ enum {
     RPC_MESSAGES = 4096,      // of one conversation
     RPC_ROLE_BYTES = 32,      // with NUL
     RPC_SESSION_BYTES = 256,  // with NUL
+    RPC_USER_BYTES = 512,     // with NUL; of user and key
     RPC_TEXT_BYTES = 8 << 20, // all text of one request
     RPC_WINDOW = 1 << 20,     // largest credit
 };
@@ -113,6 +114,8 @@ struct rpc_generate {
     const char *session;  // requests of one session go to one replica while they can; "" = none
     uint32_t deadline_ms; // to the first token; refused when it cannot be met; 0 = none
     uint32_t window;      // tokens the client is ready to take, 1..RPC_WINDOW
+    const char *user;     // the end user, for fairness when the coordinator is told to; "" = none
+    const char *key;      // API key; "" = none
 };
 
 struct rpc_attach {

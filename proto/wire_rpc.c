@@ -68,6 +68,8 @@ static bool write_generate(struct wire_arena *a, const struct rpc *r, union pb *
     u->generate.session = str(g->session);
     u->generate.deadline_ms = g->deadline_ms;
     u->generate.window = g->window;
+    u->generate.user = str(g->user ? g->user : "");
+    u->generate.key = str(g->key ? g->key : "");
     return true;
 }
 
@@ -111,6 +113,8 @@ static void read_generate(struct wire_check *c, const union pb *u, struct rpc *r
     wire_check_range(c, "band", p->band, 0, 9);
     wire_check_string(c, "session", p->session, RPC_SESSION_BYTES);
     wire_check_range(c, "window", p->window, 1, RPC_WINDOW);
+    wire_check_string(c, "user", p->user, RPC_USER_BYTES);
+    wire_check_string(c, "key", p->key, RPC_USER_BYTES);
     r->generate = (struct rpc_generate){.model = p->model,
                                         .messages = read_messages(c, p),
                                         .messages_n = (uint32_t)p->n_messages,
@@ -124,7 +128,9 @@ static void read_generate(struct wire_check *c, const union pb *u, struct rpc *r
                                         .band = (uint8_t)p->band,
                                         .session = p->session,
                                         .deadline_ms = p->deadline_ms,
-                                        .window = p->window};
+                                        .window = p->window,
+                                        .user = p->user,
+                                        .key = p->key};
     wire_read_sampling(c, p->sampling, &r->generate.sampling);
 }
 

@@ -223,6 +223,20 @@ void client_action(struct world *w, const struct coord_action *a)
     }
 }
 
+// Nobody new overtakes one who waits in a higher band.
+static void check_order(struct world *w, uint64_t request)
+{
+    struct coord_request_view v, other;
+    if (!coord_request_find(w->coord, request, &v) || v.dispatches != 1)
+        return;
+    for (size_t i = 0; i < w->clients_n; i++)
+        if (w->clients[i].stage == CLIENT_LIVE &&
+            coord_request_find(w->coord, w->clients[i].id, &other) &&
+            other.state == COORD_REQ_QUEUED && !other.dispatches && other.lane_band > v.lane_band)
+            world_fail(w, "request %" PRIu64 " of band %u starts, %" PRIu64 " of band %u waits",
+                       request, v.lane_band, other.id, other.lane_band);
+}
+
 // A request may be on one replica at a time.
 void client_dispatched(struct world *w, const struct msg_dispatch *d)
 {
@@ -233,6 +247,7 @@ void client_dispatched(struct world *w, const struct msg_dispatch *d)
         world_fail(w, "request %" PRIu64 " was dispatched and is %s", c->id, stage_names[c->stage]);
     if (d->epoch != w->epochs[d->replica])
         world_fail(w, "request %" PRIu64 " was dispatched to an old epoch", c->id);
+    check_order(w, c->id);
     c->place_replica = d->replica;
     c->place_epoch = d->epoch;
 }

@@ -178,6 +178,24 @@ static void script_reattach(struct world *w)
     w->clients[1].leave_us = SIM_MS(1100); // and never comes back
 }
 
+static void add_urgent(struct world *w, int arg)
+{
+    const int32_t prompt[4] = {900, 901, 902, 903};
+    struct coord_submit s = {.prompt_n = 4,
+                             .max_tokens = 10,
+                             .band = 9,
+                             .sampling = {.seed = 1, .top_p = 1, .repetition_penalty = 1}};
+    uint32_t c = client_add(w, &s, prompt);
+    world_tell(w, "client %" PRIu64 " > asks in band 9", w->clients[c].id);
+    client_run(w, c);
+}
+
+static void script_gives_way(struct world *w)
+{
+    w->tell_all = true;
+    at(w, 1200, add_urgent, 1);
+}
+
 static const struct scenario scenarios[] = {
     {"kill-a-rank", "a rank is killed under load: its requests go on elsewhere, it comes back", 2,
      2, 1, 4, 6, 60, 4000, script_kill},
@@ -195,6 +213,8 @@ static const struct scenario scenarios[] = {
      1, 1, 2, 60, 3500, script_fencing},
     {"stop-string", "the shell finds a stop string: the rest is cancelled", 1, 1, 1, 1, 1, 60, 2500,
      script_stop_string},
+    {"gives-way", "all places are taken: a request of band 0 gives way to one of band 9", 1, 1, 1,
+     1, 8, 60, 2500, script_gives_way},
     {"re-attach", "one client drops its connection and comes back, one never does", 1, 1, 1, 1, 2,
      250, 6000, script_reattach},
 };

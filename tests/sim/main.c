@@ -1,5 +1,6 @@
 // tests/sim --seeds A..B        runs seeds A to B-1
 //           --seed N [--trace] [--until SECONDS]
+//           --overload          a measured run with more than the cluster can do
 //           --scenario NAME     prints a named scenario's trace
 //           --golden DIR        compares all of them with DIR/NAME.txt; --bless DIR writes them
 #include <getopt.h>
@@ -34,15 +35,15 @@ static int run_seeds(uint64_t from, uint64_t to, bool trace, uint64_t until_us)
         swarm_run(seed, trace, until_us, &sum);
     printf("%" PRIu64 " seeds, %" PRIu64 " virtual s, %" PRIu64 " steps, %" PRIu64
            " requests, %" PRIu64 " tokens, %" PRIu64 " fences, %" PRIu64 " moves, %" PRIu64
-           " stale messages offered, %.1f s\n",
+           " preemptions, %" PRIu64 " stale messages offered, %.1f s\n",
            to - from, sum.virtual_us / 1000000, sum.steps, sum.requests, sum.tokens, sum.fences,
-           sum.moves, sum.stale, seconds() - begin);
+           sum.moves, sum.preemptions, sum.stale, seconds() - begin);
     return 0;
 }
 
 static int usage(void)
 {
-    fprintf(stderr, "usage: sim --seeds A..B | --seed N [--trace] [--until SECONDS] | "
+    fprintf(stderr, "usage: sim --seeds A..B | --seed N [--trace] [--until SECONDS] | --overload | "
                     "--scenario NAME | --golden DIR | --bless DIR\n");
     return 2;
 }
@@ -60,10 +61,15 @@ static bool parse_range(const char *s, uint64_t *from, uint64_t *to)
 int main(int argc, char **argv)
 {
     static const struct option options[] = {
-        {"seed", required_argument, NULL, 's'},     {"seeds", required_argument, NULL, 'S'},
-        {"trace", no_argument, NULL, 't'},          {"until", required_argument, NULL, 'u'},
-        {"scenario", required_argument, NULL, 'n'}, {"golden", required_argument, NULL, 'g'},
-        {"bless", required_argument, NULL, 'b'},    {0},
+        {"seed", required_argument, NULL, 's'},
+        {"seeds", required_argument, NULL, 'S'},
+        {"trace", no_argument, NULL, 't'},
+        {"until", required_argument, NULL, 'u'},
+        {"scenario", required_argument, NULL, 'n'},
+        {"golden", required_argument, NULL, 'g'},
+        {"bless", required_argument, NULL, 'b'},
+        {"overload", no_argument, NULL, 'o'},
+        {0},
     };
     uint64_t from = 0, to = 0, until_us = UINT64_MAX / 2;
     const char *golden = NULL, *scenario = NULL;
@@ -80,6 +86,8 @@ int main(int argc, char **argv)
             trace = true;
         } else if (o == 'u') {
             until_us = (uint64_t)(strtod(optarg, NULL) * 1e6);
+        } else if (o == 'o') {
+            return overload_run() ? 0 : 1;
         } else if (o == 'n') {
             scenario = optarg;
         } else if (o == 'g' || o == 'b') {

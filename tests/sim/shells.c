@@ -64,7 +64,7 @@ static void coord_action(struct world *w, const struct coord_action *a)
                                              .gen = w->coord_timer_gen});
         break;
     case COORD_TRACE:
-        if (a->trace.level >= LOG_INFO)
+        if (a->trace.level >= LOG_INFO || w->tell_all)
             world_tell(w, "%s", a->trace.text);
         else
             world_trace(w, "%s", a->trace.text);
@@ -135,7 +135,9 @@ void world_coord(struct world *w, struct coord_event *ev)
     uint64_t dropped = stale_dropped(w);
     coord_step(w->coord, ev, &out);
     w->steps++;
-    coord_check(w->coord);
+    bool check = !w->sparse || w->steps % 1024 == 0;
+    if (check)
+        coord_check(w->coord);
     world_views(w);
     if (stale)
         check_stale(w, &out, dropped);
@@ -143,6 +145,8 @@ void world_coord(struct world *w, struct coord_event *ev)
         client_released(w, ev->node.msg);
     for (size_t i = 0; i < out.n; i++)
         coord_action(w, &out.v[i]);
+    if (!check)
+        return;
     clients_check(w);
     coord_each_node(w->coord, check_heard, w);
 }

@@ -46,10 +46,35 @@ static void draw_coord(struct world *w)
     k->grace_ms = (uint32_t)world_between(w, 200, 3000);
     k->retention_ms = (uint32_t)world_between(w, 100, 3000);
     k->poison_faults = k->poison_losses = 1000; // no request of a swarm is to blame
+    k->ageing_ms = world_chance(w, 0.5) ? (uint32_t)world_between(w, 100, 3000) : 0;
+    k->ageing_band = (uint8_t)world_between(w, 0, 9);
+    k->preempt_limit = (uint32_t)world_between(w, 0, 3);
+    k->tenants_limit = (uint32_t)world_between(w, 0, 3);
+    for (int b = 0; b < 10; b++)
+        if (world_chance(w, 0.1))
+            k->band_deadline_ms[b] = (uint32_t)world_between(w, 100, 5000);
+    if (world_chance(w, 0.2))
+        k->other_tenants.tokens_per_s = (uint32_t)world_between(w, 20, 500);
     if (world_chance(w, 0.3))
         k->queue_limit = (uint32_t)world_between(w, 1, 10);
     if (world_chance(w, 0.2))
         k->retain_limit = (uint32_t)world_between(w, 0, 5);
+}
+
+static void draw_tenants(struct world *w)
+{
+    static const char *const names[] = {"gold", "silver", "tin"};
+    static struct coord_tenant tenants[3];
+    for (int i = 0; i < 3; i++)
+        tenants[i] = (struct coord_tenant){
+            .name = names[i],
+            .weight = (uint32_t)world_between(w, 0, 5),
+            .tokens_per_s = world_chance(w, 0.2) ? (uint32_t)world_between(w, 20, 500) : 0,
+            .burst_tokens = world_chance(w, 0.5) ? (uint32_t)world_between(w, 1, 300) : 0,
+            .max_band = world_chance(w, 0.3) ? (uint8_t)world_between(w, 0, 9) : 9,
+        };
+    w->opt.coord.tenants = tenants;
+    w->opt.coord.tenants_n = (uint32_t)world_between(w, 0, 3);
 }
 
 static void draw_options(struct world *w)
@@ -66,6 +91,7 @@ static void draw_options(struct world *w)
     o->late = world_chance(w, 0.5);
     draw_mock(w);
     draw_coord(w);
+    draw_tenants(w);
 }
 
 static void draw_stop_ids(struct world *w, struct coord_submit *s)
@@ -94,7 +120,9 @@ static void draw_client(struct world *w, uint64_t span_us)
         prompt[i] = (int32_t)(i < 24 && family ? (family * 7 + i) % w->opt.mock.vocab
                                                : prng_below(&w->prng, w->opt.mock.vocab));
     s.max_tokens = world_chance(w, 0.1) ? 0 : (uint32_t)world_between(w, 1, 48);
+    static const char *const tenants[] = {NULL, "", "gold", "silver", "tin", "lead", "mud"};
     s.band = (uint8_t)world_between(w, 0, 9);
+    s.tenant = tenants[world_between(w, 0, 6)];
     s.session = world_chance(w, 0.3) ? world_between(w, 1, 5) : 0;
     s.deadline_us = maybe(w, 0.1, SIM_MS(200), SIM_S(5)); // after the submit
     draw_stop_ids(w, &s);
@@ -208,6 +236,7 @@ static void report(const struct world *w, struct swarm_report *sum)
     sum->requests += w->clients_n;
     sum->moves += s.moves;
     sum->fences += s.fences;
+    sum->preemptions += s.preemptions;
     sum->stale += w->stale_offered;
     sum->virtual_us += w->now_us;
 }

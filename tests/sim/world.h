@@ -8,6 +8,7 @@
 //   clients.c  who asks, stops, leaves and comes back; checks every token
 //   faults.c   what goes wrong
 //   swarm.c    sizes and faults drawn from a seed; the run; liveness
+//   overload.c a measured run with more than the cluster can do
 //   golden.c   named scenarios whose traces in words are kept in traces/
 #pragma once
 
@@ -143,6 +144,8 @@ struct world {
 
     // Trace in words: the last lines are kept; all are printed when `print`, and scenarios collect.
     bool print, messages;
+    bool sparse;            // checks only now and then: for long runs with thousands of clients
+    bool tell_all;          // the golden trace has what is told at LOG_DEBUG too
     struct strbuf *collect; // scenario: the lines that go into the golden trace
     char *lines[256];       // owned ring
     uint64_t lines_n;
@@ -229,10 +232,12 @@ void admin_send(struct world *w, enum coord_admin_op op, const char *target, uin
 
 // ---- swarm.c, golden.c ----
 struct swarm_report {
-    uint64_t steps, tokens, requests, moves, fences, stale, virtual_us;
+    uint64_t steps, tokens, requests, moves, preemptions, fences, stale, virtual_us;
 };
 void swarm_run(uint64_t seed, bool print, uint64_t until_us, struct swarm_report *sum);
 // 0 = all traces are as kept; else the number that differ. bless: write them anew.
 int golden_run(const char *dir, bool bless);
 bool golden_print(const char *name);
+// ---- overload.c ----
+bool overload_run(void);            // prints a table; false: a promise is broken
 extern struct world *world_current; // for the handler of SIGABRT

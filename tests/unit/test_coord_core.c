@@ -590,6 +590,7 @@ static void test_queue_full_and_bands(void **state)
     struct rig g;
     struct coord_config k = small_config();
     k.queue_limit = 3;
+    k.preempt_limit = 0;
     rig_ready(&g, &k);
     for (int i = 0; i < SEQS; i++)
         submit(&g, (struct coord_submit){.max_tokens = 9});
@@ -600,7 +601,7 @@ static void test_queue_full_and_bands(void **state)
     uint64_t high = submit(&g, (struct coord_submit){.band = 8});
     assert_int_equal(action(&g, COORD_QUEUED)->queued.position, 1);
     assert_true(action(&g, COORD_QUEUED)->queued.eta_ms > 0);
-    submit(&g, (struct coord_submit){.band = 9});
+    submit(&g, (struct coord_submit){.band = 1});
     const struct coord_action *a = action(&g, COORD_REFUSED);
     assert_int_equal(a->refused.reason, COORD_REFUSE_QUEUE_FULL);
     assert_in_range(a->refused.retry_after_ms, 1000, 60000);
