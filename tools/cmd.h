@@ -15,6 +15,7 @@ int cmd_bench(int argc, char **argv);    // bench.c
 int cmd_node(int argc, char **argv);     // node.c
 int cmd_up(int argc, char **argv);       // up.c
 int cmd_eval(int argc, char **argv);     // eval.c
+int cmd_quantize(int argc, char **argv); // quantize.c
 int cmd_chat(int argc, char **argv);     // chat.c
 int cmd_ctl(int argc, char **argv);      // ctl.c
 int cmd_coordinator(int argc, char **argv); // coordinator.c

@@ -20,6 +20,7 @@ static const struct command commands[] = {
     {"load", cmd_load, "load, faults and percentiles; checks every answer"},
     {"logits", cmd_logits, "logits of a row of token ids, in any layout"},
     {"eval", cmd_eval, "accuracy and perplexity on a suite of questions"},
+    {"quantize", cmd_quantize, "a checkpoint in another precision"},
     {"bench", cmd_bench, "figures of this machine, each beside its limit"},
     {NULL, NULL, NULL},
 };

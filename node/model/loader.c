@@ -181,7 +181,7 @@ static enum status check_scales_dtype(struct loader *l, const char *name,
     return STATUS_OK;
 }
 
-static enum status find_scales(struct loader *l, const struct loader_rows *r, enum st_dtype dtype,
+enum status loader_find_scales(struct loader *l, const struct loader_rows *r, enum st_dtype dtype,
                                struct tensor *out)
 {
     char name[320];
@@ -249,12 +249,14 @@ enum status loader_fill(struct loader *l, const struct loader_rows *r, const str
     int64_t shape[2] = {r->rows, r->cols};
     enum status s = find_shaped(l, r->name, 2, shape, r->cols, &j.t);
     if (s == STATUS_OK && loader_is_quantized(j.t.dtype))
-        s = find_scales(l, r, j.t.dtype, &j.scales);
+        s = loader_find_scales(l, r, j.t.dtype, &j.scales);
     if (s != STATUS_OK)
         return s;
     const size_t row = (size_t)r->cols * st_dtype_size(j.t.dtype);
     if (l->check_only) {
         loader_count(l, (size_t)r->n * row);
+        if (l->seen)
+            l->seen(l->seen_arg, r->name, &j.t, &j.scales);
         return STATUS_OK;
     }
     if (!l->files && kern_backend(l->kern) == KERN_CUDA && loader_is_direct(&j.t, d)) {
@@ -297,5 +299,7 @@ enum status loader_vector_fill(struct loader *l, const struct loader_vector *v,
     }
     if (s == STATUS_OK)
         loader_count(l, n * size);
+    if (s == STATUS_OK && l->check_only && l->seen)
+        l->seen(l->seen_arg, v->name, &t, &(struct tensor){0});
     return s;
 }

@@ -36,6 +36,8 @@ struct loader {
     struct errmsg *e;
     // First pass: look at every tensor, count bytes, create and note nothing.
     bool check_only;
+    model_seen_fn *seen; // told of each tensor then; may be NULL
+    void *seen_arg;
     size_t done, total; // bytes
     struct loader_job *jobs;
     size_t jobs_n, jobs_cap;
@@ -63,6 +65,10 @@ STATUS_MUST_USE enum status loader_dtype(struct loader *l, const char *const *na
 STATUS_MUST_USE enum status loader_weight(struct loader *l, const struct kern_weight_args *args,
                                           struct kern_weight **out);
 STATUS_MUST_USE enum status loader_buf(struct loader *l, size_t n, struct kern_buf **out);
+
+// The scales of a quantized matrix, checked.
+STATUS_MUST_USE enum status loader_find_scales(struct loader *l, const struct loader_rows *r,
+                                               enum st_dtype dtype, struct tensor *out);
 
 STATUS_MUST_USE enum status loader_fill(struct loader *l, const struct loader_rows *r,
                                         const struct loader_dest *d);

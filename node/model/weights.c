@@ -376,6 +376,28 @@ static enum status load_shard(struct shard_loader *sl, struct model_weights *w)
     return s == STATUS_OK && sl->p->last_stage ? load_head(sl, w) : s;
 }
 
+enum status model_weights_list(const struct model_weights_args *args, model_seen_fn *seen,
+                               void *arg, struct errmsg *e)
+{
+    struct shard_loader sl = {
+        .l = {.source = args->source,
+              .config = args->config,
+              .files = args->files,
+              .kern = args->kern,
+              .e = e,
+              .check_only = true,
+              .seen = seen,
+              .seen_arg = arg},
+        .c = args->config,
+        .p = args->plan,
+    };
+    struct model_weights w = {0};
+    w.layers = mem_zalloc((size_t)args->plan->layers_n, sizeof *w.layers);
+    enum status s = load_shard(&sl, &w);
+    free(w.layers);
+    return s;
+}
+
 enum status model_weights_load(const struct model_weights_args *args, struct model_weights *out,
                                struct errmsg *e)
 {

@@ -16,6 +16,7 @@
 #include "kernels/kern.h"
 #include "node/model/config.h"
 #include "node/model/source.h"
+#include "node/model/tensor.h"
 
 struct model_rank {
     int stage, stages, tensor, tensors; // stage of stages, tensor of tensors
@@ -100,6 +101,12 @@ struct model_weights_args {
 // BAD_MODEL names file and tensor.
 STATUS_MUST_USE enum status model_weights_load(const struct model_weights_args *args,
                                                struct model_weights *out, struct errmsg *e);
+// Tells of every tensor that the shard would read, without reading any; of some several times.
+// scales: dtype etc. are set when t is quantized. Borrowed until return.
+typedef void model_seen_fn(void *arg, const char *name, const struct tensor *t,
+                           const struct tensor *scales);
+STATUS_MUST_USE enum status model_weights_list(const struct model_weights_args *args,
+                                               model_seen_fn *seen, void *arg, struct errmsg *e);
 // Also of a zeroed or partly loaded struct.
 void model_weights_unload(struct model_weights *w, const struct model_plan *plan);
 
