@@ -17,7 +17,8 @@
 // it).
 //
 // Nothing allocates or waits; every launcher may be captured into a graph. cudaErrorInvalidValue: a
-// shape or alignment that is not allowed here.
+// shape or alignment that is not allowed here; cudaErrorNotSupported: a device without Hopper's
+// instructions.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -33,9 +34,8 @@ enum cuda_wtype { CUDA_W_BF16, CUDA_W_FP8, CUDA_W_INT8 };
 enum { CUDA_MM_FEW = 64 };    // rows up to which cuda_matmul takes the few-row kernel
 enum { CUDA_MM_BLOCK = 128 }; // columns and rows that share a scale of FP8
 
-// A stack of matrices [stack][rows][ld], row-major. 16-byte aligned; ld * element size and
-// stack_bytes are multiples of 16 bytes (the loader makes ld a multiple of 128 bytes). Elements
-// [cols, ld) of a row are zero.
+// A stack of matrices [stack][rows][ld], row-major. 16-byte aligned; ld is a multiple of 128 bytes,
+// stack_bytes of 16. Elements [cols, ld) of a row are zero.
 struct cuda_matrix {
     const void *w;
     enum cuda_wtype type;
@@ -74,7 +74,7 @@ struct cuda_matmul {
     const float *scales_up;
 
     // BF16: rows of x, 16-byte aligned, x_ld and x_head multiples of 8. Elements up to cols rounded
-    // up to a multiple of 8 are read: they must be finite.
+    // up to a multiple of 8 are read: they must be finite. heads > 1: BF16 only.
     const uint16_t *x;
     size_t x_ld, x_head;
     // FP8, INT8: x quantized instead, with the strides of cuda_quantize. Per head (FP8): x_head is
@@ -152,8 +152,14 @@ struct cuda_experts_down {
     // that one kernel cannot keep the sums (cuda_experts_products_bytes; NULL when that is 0).
     float *products;
 };
+enum { CUDA_EXPERTS_FEW = 1024 }; // tokens up to which the few-row kernel keeps the sums itself
 size_t cuda_experts_products_bytes(const struct cuda_experts_down *m);
 cudaError_t cuda_experts_down(cudaStream_t s, const struct cuda_experts_down *m);
+
+// Few rows per expert; they read plan where cuda_experts_plan_bytes is not 0. down: n <=
+// CUDA_EXPERTS_FEW.
+cudaError_t cuda_experts_gate_up_few(cudaStream_t s, const struct cuda_experts_gate_up *m);
+cudaError_t cuda_experts_down_few(cudaStream_t s, const struct cuda_experts_down *m);
 
 // Many rows per expert on the tensor cores (mm_many): the same sums. plan as made by
 // cuda_experts_plan; down writes products, cuda_experts_combine adds them.

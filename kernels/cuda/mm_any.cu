@@ -29,7 +29,8 @@ struct some_rows {
     int first, n;
     size_t matrix, head;
 };
-static __device__ __forceinline__ bool take_rows(const struct cuda_mm &m, int block_rows, some_rows *r)
+static __device__ __forceinline__ bool take_rows(const struct cuda_mm &m, int block_rows,
+                                                 some_rows *r)
 {
     if (m.pieces) {
         if (blockIdx.y >= *m.pieces_n)
@@ -48,13 +49,14 @@ static __device__ __forceinline__ size_t out_row(const struct cuda_mm &m, const 
 {
     return m.pairs ? m.pairs[r.first + i] : r.first + i;
 }
-static __device__ __forceinline__ const uint16_t *x_of(const struct cuda_mm &m, const some_rows &r, int i)
+static __device__ __forceinline__ const uint16_t *x_of(const struct cuda_mm &m, const some_rows &r,
+                                                       int i)
 {
     return (const uint16_t *)m.x.p + out_row(m, r, i) / m.x_div * m.x.stride + r.head * m.x_head;
 }
 
-static __device__ __forceinline__ void store(const struct cuda_mm &m, size_t row, size_t head, size_t col,
-                                             float y)
+static __device__ __forceinline__ void store(const struct cuda_mm &m, size_t row, size_t head,
+                                             size_t col, float y)
 {
     if (m.bias)
         y += m.bias[col];
@@ -87,7 +89,8 @@ static __device__ __forceinline__ uint2 load_x(const uint16_t *x, size_t at, siz
 // Of 16 columns lane t takes 4t .. 4t + 3, of weights and activations alike: the order inside one
 // instruction shows in no bit.
 template <int NT, int MATRICES>
-static __global__ void __launch_bounds__(32 * WARPS) mm_bf16(const __grid_constant__ struct cuda_mm m)
+static __global__ void __launch_bounds__(32 * WARPS)
+    mm_bf16(const __grid_constant__ struct cuda_mm m)
 {
     some_rows r;
     if (!take_rows(m, 8 * NT, &r))
@@ -107,9 +110,9 @@ static __global__ void __launch_bounds__(32 * WARPS) mm_bf16(const __grid_consta
     for (int i = 0; i < MATRICES; i++)
 #pragma unroll
         for (int h = 0; h < 2; h++) // a row beyond the last repeats it; nothing is stored
-            w[i][h] = (const uint16_t *)((const char *)(i ? m.w_up : m.w) +
-                                         r.matrix * m.stack_bytes) +
-                      min(row0 + g + 8 * h, m.rows - 1) * m.ld;
+            w[i][h] =
+                (const uint16_t *)((const char *)(i ? m.w_up : m.w) + r.matrix * m.stack_bytes) +
+                min(row0 + g + 8 * h, m.rows - 1) * m.ld;
     float c[MATRICES][NT][4] = {};
 #pragma unroll 4
     for (size_t k = 4 * t; k < m.ld; k += STEP) { // rows of W are padded with zeros
@@ -171,7 +174,8 @@ static __device__ __forceinline__ void dots(const T *w, const uint16_t *const x[
             sum[i] += __shfl_xor_sync(~0u, sum[i], d);
 }
 
-template <class T> static __global__ void __launch_bounds__(32 * WARPS) mm_plain(const struct cuda_mm m)
+template <class T>
+static __global__ void __launch_bounds__(32 * WARPS) mm_plain(const struct cuda_mm m)
 {
     size_t row = blockIdx.x * (size_t)WARPS + threadIdx.x / 32;
     some_rows r;
@@ -191,8 +195,7 @@ template <class T> static __global__ void __launch_bounds__(32 * WARPS) mm_plain
         if (threadIdx.x % 32)
             continue;
         for (int i = 0; i < PLAIN_ROWS && i < n; i++)
-            store(m, out_row(m, r, first + i), r.head, row,
-                  m.w_up ? silu(sum[i]) * up[i] : sum[i]);
+            store(m, out_row(m, r, first + i), r.head, row, m.w_up ? silu(sum[i]) * up[i] : sum[i]);
     }
 }
 

@@ -1,0 +1,7 @@
+// The few-row kernels for INT8 weights.
+#include "kernels/cuda/mm_few_launch.cuh"
+
+cudaError_t few_launch_int8(cudaStream_t s, const few *m, const few_geometry *g)
+{
+    return few_launch<MM_INT8>(s, *m, *g);
+}
