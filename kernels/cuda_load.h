@@ -7,7 +7,7 @@
 // The module's one entry.
 #define KERN_CUDA_ENTRY "hadal_cuda_open"
 // Changes whenever kern_impl.h's tables or structs do; the module refuses a program with another.
-enum { KERN_CUDA_ABI = 3 };
+enum { KERN_CUDA_ABI = 4 };
 
 typedef enum status kern_cuda_open_fn(int abi, const struct kern_config *config,
                                       struct kern **kern_out, struct errmsg *err);
@@ -15,7 +15,9 @@ typedef enum status kern_cuda_open_fn(int abi, const struct kern_config *config,
 // What a device reaches, measured now by other code than ours: figures are held against it.
 struct kern_cuda_limits {
     double copy_gb_s; // device to device, bytes read + written
+    double host_gb_s; // pinned host memory to the device
     double tflop_s;   // dense bf16 products with float32 sums, cuBLASLt, 8192 cubed; 0: no cuBLASLt
+    double fp8_tflop_s, int8_top_s; // the same of e4m3 and int8; 0: it has none here
 };
 typedef enum status kern_cuda_limits_fn(struct kern *k, struct kern_cuda_limits *out,
                                         struct errmsg *err);

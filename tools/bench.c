@@ -15,6 +15,7 @@ static const struct benchmark {
     {"kernels", bench_kernels, "each op against memory bandwidth or multiply-add peak"},
     {"decode", bench_decode, "tokens per second of decoding, the engine alone"},
     {"prefill", bench_prefill, "tokens per second of a prompt, the engine alone"},
+    {"load", bench_load, "reading a checkpoint into the device"},
     {"xport", bench_xport, "transport between two processes: bandwidth, round trips, all-gather"},
     {NULL, NULL, NULL},
 };

@@ -26,9 +26,11 @@ double bench_best_s(double seconds, void (*run)(void *ctx), void *ctx);
 
 // What bounds a figure, and what it is called.
 struct bench_limits {
-    double read_gb_s;             // memory
-    double gflop_s;               // multiply-adds, 2 flop each
-    const char *memory, *compute; // static strings
+    double read_gb_s;                 // memory
+    double gflop_s;                   // multiply-adds, 2 flop each; bf16 on a GPU
+    double fp8_gflop_s, int8_gflop_s; // of a GPU; 0: not known
+    double host_gb_s;                 // pinned host memory to a GPU; 0 on CPUs
+    const char *memory, *compute;     // static strings
 };
 // This host's cores, `threads` at once: summing an array that no cache holds; independent fused
 // multiply-adds of the widest vectors.
@@ -40,4 +42,5 @@ enum status bench_limits_of(struct kern *k, struct bench_limits *out,
 int bench_kernels(int argc, char **argv);
 int bench_decode(int argc, char **argv);
 int bench_prefill(int argc, char **argv);
+int bench_load(int argc, char **argv);
 int bench_xport(int argc, char **argv);

@@ -158,7 +158,12 @@ enum status bench_limits_of(struct kern *k, struct bench_limits *out, struct err
         s = errmsg_set(err, STATUS_NO_DEVICE,
                        "libcublasLt.so.13, which gives the limit of products, cannot be loaded");
     if (s == STATUS_OK)
-        *out = (struct bench_limits){l.copy_gb_s, l.tflop_s * 1000, "device copy bandwidth",
-                                     "cuBLASLt bf16 product"};
+        *out = (struct bench_limits){.read_gb_s = l.copy_gb_s,
+                                     .gflop_s = l.tflop_s * 1000,
+                                     .fp8_gflop_s = l.fp8_tflop_s * 1000,
+                                     .int8_gflop_s = l.int8_top_s * 1000,
+                                     .host_gb_s = l.host_gb_s,
+                                     .memory = "device copy bandwidth",
+                                     .compute = "cuBLASLt products"};
     return s;
 }

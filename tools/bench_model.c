@@ -1,141 +1,92 @@
-// hadal bench decode | prefill: tokens per second of the model engine alone: no HTTP, no scheduler,
-// one replica of one rank. Each figure stands beside a limit measured in the same run: a step of
-// decoding reads every active weight once (those of a small model stay in the cache and may beat
-// the limit of memory), prefill multiplies each of them with every row.
+// hadal bench decode | prefill | load: the model engine alone, one shard in this thread. Each
+// figure stands beside the time that the machine's limits leave for what must be moved and
+// computed: reading every active weight and the KV of the contexts once, at the speed of a large
+// copy, or the products at the speed of a large product of the library, whichever is longer.
+// (Weights of a small model stay in the cache and may beat the limit of memory.)
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/mem.h"
-#include "node/sampler.h"
-#include "tools/bench.h"
+#include "tools/bench_engine.h"
 #include "tools/cmd.h"
 #include "tools/cmdline.h"
 #include "tools/local_replica.h"
 #include "tools/sample_model.h"
 
-struct bench_args {
-    const char *model, *backend;
-    int64_t seqs, tokens, context, threads, repeats;
-    bool json;
+enum { LIST_MAX = 16, STEPS_MAX = 4096, WARM_UP = 3 };
+
+struct list {
+    int64_t v[LIST_MAX];
+    int n;
 };
 
-struct bench {
-    const struct bench_args *a;
-    struct local_replica *r;
-    struct sampler *sampler;
-    float *logits;
-    int32_t *tokens, *seq, *pos, *rows; // [max rows]
-    struct errmsg e;
+struct model_options {
+    const char *model, *config, *quant, *backend;
+    bool random, json;
+    int64_t seed, layers, tensor, threads;
+    // decode, prefill
+    const char *batch, *context, *tokens;
+    int64_t steps, chunk;
 };
 
-static enum status bench_open(struct bench *b, int max_rows)
+// "1,8,64"
+static bool parse_list(const char *text, int64_t max, const char *option, struct list *out)
 {
-    const struct bench_args *a = b->a;
-    struct local_replica_args args = {.source = {.dir = a->model},
-                                      .stages = 1,
-                                      .tensors = 1,
-                                      .threads = (int)a->threads,
-                                      .max_seqs = (int)a->seqs,
-                                      .max_rows = max_rows,
-                                      .max_logits = (int)a->seqs,
-                                      .max_context = (int)(a->context + a->tokens)};
-    enum status s = local_replica_backend(a->backend, &args.backend, &b->e);
-    if (s == STATUS_OK)
-        s = local_replica_open(&args, &b->r, &b->e);
-    if (s != STATUS_OK)
-        return s;
-    if (local_replica_context(b->r) < a->context + a->tokens)
-        return errmsg_set(&b->e, STATUS_TOO_LARGE, "%lld tokens, the model's context is %d",
-                          (long long)(a->context + a->tokens), local_replica_context(b->r));
-    uint32_t vocab = (uint32_t)local_replica_config(b->r)->vocab;
-    b->sampler = sampler_create(vocab);
-    b->logits = mem_zalloc(vocab, sizeof *b->logits);
-    b->tokens = mem_zalloc((size_t)max_rows, sizeof *b->tokens);
-    b->seq = mem_zalloc((size_t)max_rows, sizeof *b->seq);
-    b->pos = mem_zalloc((size_t)max_rows, sizeof *b->pos);
-    b->rows = mem_zalloc((size_t)max_rows, sizeof *b->rows);
-    return STATUS_OK;
-}
-
-static void bench_close(struct bench *b)
-{
-    local_replica_close(b->r);
-    sampler_destroy(b->sampler);
-    free(b->logits);
-    free(b->tokens);
-    free(b->seq);
-    free(b->pos);
-    free(b->rows);
-}
-
-// Any ids do: the work does not depend on them, but for the experts that they choose.
-static int32_t some_token(const struct bench *b, int64_t i)
-{
-    return (int32_t)(i * 7919 % local_replica_config(b->r)->vocab);
-}
-
-// One pass over positions [from, from + n) of one sequence, logits of the last.
-static enum status prefill(struct bench *b, int32_t seq, int64_t from, int64_t n)
-{
-    for (int64_t i = 0; i < n; i++) {
-        b->tokens[i] = some_token(b, from + i + seq);
-        b->seq[i] = seq;
-        b->pos[i] = (int32_t)(from + i);
+    out->n = 0;
+    for (const char *p = text; out->n < LIST_MAX; p++) {
+        char *end;
+        long long v = strtoll(p, &end, 10);
+        if (end == p || v < 1 || v > max || (*end && *end != ','))
+            break;
+        out->v[out->n++] = v;
+        p = end;
+        if (!*p)
+            return true;
     }
-    b->rows[0] = (int32_t)n - 1;
-    struct local_batch batch = {(size_t)n, b->tokens, b->seq, b->pos, b->rows, 1};
-    return local_replica_run(b->r, &batch, &b->e);
+    fprintf(stderr,
+            "hadal bench: %s %s: up to %d numbers from 1 to %lld with commas between them\n",
+            option, text, LIST_MAX, (long long)max);
+    return false;
 }
 
-static enum status decode_step(struct bench *b, int64_t pos)
+static int64_t largest(const struct list *l)
 {
-    static const struct sampling greedy = {.repetition_penalty = 1, .top_p = 1};
-    const struct sampler_input in = {.logits = b->logits, .sampling = &greedy};
-    const size_t n = (size_t)b->a->seqs;
-    for (size_t i = 0; i < n; i++) {
-        b->seq[i] = b->rows[i] = (int32_t)i;
-        b->pos[i] = (int32_t)pos;
-    }
-    struct local_batch batch = {n, b->tokens, b->seq, b->pos, b->rows, n};
-    enum status s = local_replica_run(b->r, &batch, &b->e);
-    for (size_t i = 0; i < n && s == STATUS_OK; i++) {
-        struct step_sample sample;
-        s = local_replica_logits(b->r, i, b->logits);
-        if (s == STATUS_OK)
-            s = sampler_pick(b->sampler, &in, &sample);
-        if (s == STATUS_OK)
-            b->tokens[i] = sample.token;
-    }
-    return s;
+    int64_t n = 0;
+    for (int i = 0; i < l->n; i++)
+        n = l->v[i] > n ? l->v[i] : n;
+    return n;
 }
 
-// Seconds of `tokens` steps after a context was filled.
-static enum status time_decode(struct bench *b, double *seconds_out)
+static enum status source_of(const struct model_options *o, struct model_source *out,
+                             struct errmsg *e)
 {
-    enum status s = STATUS_OK;
-    const int64_t context = b->a->context;
-    for (int32_t i = 0; i < b->a->seqs && s == STATUS_OK; i++)
-        s = prefill(b, i, 0, context);
-    for (int64_t i = 0; i < b->a->seqs; i++)
-        b->tokens[i] = some_token(b, i);
-    int64_t start = cmdline_now_us();
-    for (int64_t i = 0; i < b->a->tokens && s == STATUS_OK; i++)
-        s = decode_step(b, context + i);
-    *seconds_out = (double)(cmdline_now_us() - start) * 1e-6;
-    return s;
+    *out = (struct model_source){.dir = o->random && o->config ? NULL : o->model,
+                                 .config = o->config,
+                                 .random = o->random,
+                                 .seed = (uint64_t)o->seed,
+                                 .layers = (int)o->layers};
+    return o->quant ? model_precision_of(o->quant, &out->precision, e) : STATUS_OK;
 }
 
-static enum status time_prefill(struct bench *b, double *seconds_out)
+// What the model is called in the name of a case: the last part of its path, and its precision.
+static void model_name(const struct model_options *o, const struct model_config *c, char out[160])
 {
-    int64_t start = cmdline_now_us();
-    enum status s = STATUS_OK;
-    for (int64_t i = 0; i < b->a->tokens && s == STATUS_OK; i += 256) {
-        int64_t n = b->a->tokens - i < 256 ? b->a->tokens - i : 256;
-        s = prefill(b, 0, i, n);
-    }
-    *seconds_out = (double)(cmdline_now_us() - start) * 1e-6;
-    return s;
+    const char *path = o->random && o->config ? o->config : o->model, *slash = strrchr(path, '/');
+    char rank[40] = "", layers[40] = "";
+    if (o->tensor > 1)
+        snprintf(rank, sizeof rank, " rank of %lld", (long long)o->tensor);
+    if (o->layers)
+        snprintf(layers, sizeof layers, " %lld layers", (long long)o->layers);
+    const char *name = slash && slash[1] ? slash + 1 : path;
+    int n = (int)strlen(name);
+    if (n > 5 && !strcmp(name + n - 5, ".json"))
+        n -= 5;
+    snprintf(out, 160, "%.*s %s%s%s", n > 40 ? 40 : n, name,
+             c->fp8_block[0] ? "fp8"
+             : c->int8       ? "int8"
+                             : "bf16",
+             layers, rank);
 }
 
 static int by_value(const void *a, const void *b)
@@ -144,200 +95,345 @@ static int by_value(const void *a, const void *b)
     return x < y ? -1 : x > y;
 }
 
-static enum status median(struct bench *b, enum status (*run)(struct bench *, double *),
-                          double *out)
-{
-    double v[32], ignored;
-    enum status s = run(b, &ignored); // warm-up
-    for (int64_t i = 0; i < b->a->repeats && s == STATUS_OK; i++)
-        s = run(b, &v[i]);
-    if (s != STATUS_OK)
-        return s;
-    qsort(v, (size_t)b->a->repeats, sizeof *v, by_value);
-    *out = v[b->a->repeats / 2];
-    return s;
-}
-
-// ---- limits ----
-
-// Elements of the weights that one row multiplies with, and of those that a step of `rows` rows
-// touches at most (experts differ from row to row).
-struct work {
-    double row_elements, step_elements;
+// Median of `n` steps after a warm-up, each with its own time.
+struct timed {
+    struct bench_engine *b;
+    int64_t context, chunk;
+    enum status (*step)(struct timed *, struct errmsg *e);
 };
 
-static struct work count_work(const struct model_config *c, int64_t rows)
+static enum status median_s(struct timed *t, int64_t n, int warm_up, double *out, struct errmsg *e)
 {
-    const double h = c->hidden, heads = c->heads, hd = c->head_dim;
-    double attention = c->mla ? h * (c->kv_lora + c->rope_dim) +
-                                    heads * c->kv_lora * (c->nope_dim + c->v_dim) +
-                                    (c->q_lora ? c->q_lora * (h + heads * hd) : h * heads * hd)
-                              : h * hd * (heads + 2.0 * c->kv_heads);
-    attention += h * heads * c->v_dim;
-    double row = 0, step = 0;
-    for (int i = 0; i < c->layers; i++) {
-        const struct moe_config *m = &c->moe;
-        double expert = 3.0 * h * m->intermediate, touched = (double)rows * m->per_token;
-        row += attention;
-        step += attention;
-        if (!model_layer_has_experts(c, i)) {
-            row += 3.0 * h * c->intermediate;
-            step += 3.0 * h * c->intermediate;
-            continue;
-        }
-        row += expert * (m->per_token + m->shared) + h * m->experts;
-        step +=
-            expert * ((touched < m->experts ? touched : m->experts) + m->shared) + h * m->experts;
+    double *v = mem_alloc((size_t)n * sizeof *v);
+    enum status s = STATUS_OK;
+    for (int i = 0; i < warm_up && s == STATUS_OK; i++)
+        s = t->step(t, e);
+    for (int64_t i = 0; i < n && s == STATUS_OK; i++) {
+        double start = bench_now_s();
+        s = t->step(t, e);
+        v[i] = bench_now_s() - start;
     }
-    return (struct work){row + h * c->vocab, step + h * c->vocab};
-}
-
-static enum status limits_of(struct bench *b, struct bench_limits *out)
-{
-    enum kern_backend backend;
-    struct kern *k = NULL;
-    struct kern_config config = {.threads = (int)b->a->threads};
-    enum status s = local_replica_backend(b->a->backend, &backend, &b->e);
-    if (s == STATUS_OK)
-        s = kern_open(backend, &config, &k, &b->e);
-    if (s == STATUS_OK)
-        s = bench_limits_of(k, out, &b->e);
-    kern_close(k);
+    if (s == STATUS_OK) {
+        qsort(v, (size_t)n, sizeof *v, by_value);
+        *out = v[n / 2];
+    }
+    free(v);
     return s;
 }
 
-static enum status report_decode(struct bench *b)
+// What a case came to: rate against its limit, and what it is made of.
+static void report(const struct bench_engine *b, bool json, const char *name, double rows,
+                   double seconds, const struct bench_cost *c)
 {
-    double seconds;
-    enum status s = median(b, time_decode, &seconds);
-    if (s != STATUS_OK)
-        return s;
-    const struct bench_args *a = b->a;
-    double bytes = 2 * count_work(local_replica_config(b->r), a->seqs).step_elements;
-    struct bench_limits limits;
-    s = limits_of(b, &limits);
-    if (s != STATUS_OK)
-        return s;
-    char name[128];
-    snprintf(name, sizeof name, "decode %lld seq, context %lld, %s", (long long)a->seqs,
-             (long long)a->context, local_replica_describe(b->r));
-    bench_print(a->json, &(struct bench_figure){.name = name,
-                                                .metric = "throughput",
-                                                .unit = "token/s",
-                                                .value = (double)(a->seqs * a->tokens) / seconds,
-                                                .limit = "reading the active weights from memory",
-                                                .limit_value = limits.read_gb_s * 1e9 / bytes *
-                                                               (double)a->seqs});
-    return s;
+    const char *limit;
+    double at_least = bench_engine_limit_s(b, c, &limit);
+    const struct bench_figure figures[] = {
+        {name, "throughput", "token/s", rows / seconds, limit, rows / at_least},
+        {.name = name, .metric = "time", .unit = "ms", .value = seconds * 1e3},
+        {.name = name, .metric = "must move", .unit = "GB", .value = c->bytes * 1e-9},
+        {.name = name,
+         .metric = "must do",
+         .unit = "GFLOP",
+         .value = (c->flop + c->quant_flop) * 1e-9},
+    };
+    for (size_t i = 0; i < sizeof figures / sizeof *figures; i++)
+        bench_print(json, &figures[i]);
 }
 
-static enum status report_prefill(struct bench *b)
+// ---- decode
+
+static enum status decode_step(struct timed *t, struct errmsg *e)
 {
-    double seconds;
-    enum status s = median(b, time_prefill, &seconds);
-    if (s != STATUS_OK)
-        return s;
-    const struct model_config *c = local_replica_config(b->r);
-    double row = count_work(c, 1).row_elements - (double)c->hidden * c->vocab;
-    struct bench_limits limits;
-    s = limits_of(b, &limits);
-    if (s != STATUS_OK)
-        return s;
-    char name[128];
-    snprintf(name, sizeof name, "prefill %lld tokens, %s", (long long)b->a->tokens,
-             local_replica_describe(b->r));
-    bench_print(b->a->json, &(struct bench_figure){.name = name,
-                                                   .metric = "throughput",
-                                                   .unit = "token/s",
-                                                   .value = (double)b->a->tokens / seconds,
-                                                   .limit = "multiply-adds of the weights",
-                                                   .limit_value = limits.gflop_s * 1e9 / 2 / row});
-    return s;
+    return bench_engine_decode(t->b, t->context, e);
 }
 
-static int run(const struct bench_args *a, int max_rows, enum status (*report)(struct bench *))
+static enum status decode_case(struct bench_engine *b, const struct model_options *o,
+                               const char *model, int64_t seqs, int64_t context, struct errmsg *e)
 {
-    struct bench b = {.a = a};
-    enum status s = bench_open(&b, max_rows);
+    char name[240];
+    double seconds = 0, experts = 0;
+    snprintf(name, sizeof name, "decode %s batch %lld context %lld", model, (long long)seqs,
+             (long long)context);
+    enum status s = bench_engine_contexts(b, seqs, context, e);
+    if (s == STATUS_NO_MEMORY) {
+        fprintf(stderr, "%s: skipped: %s\n", name, e->text);
+        return STATUS_OK;
+    }
+    struct timed t = {.b = b, .context = context, .step = decode_step};
     if (s == STATUS_OK)
-        s = report(&b);
+        s = median_s(&t, o->steps, WARM_UP, &seconds, e);
+    if (s == STATUS_OK)
+        s = bench_engine_experts(b, seqs, &experts, e);
     if (s != STATUS_OK)
-        fprintf(stderr, "hadal bench: %s\n", b.e.text[0] ? b.e.text : status_text(s));
-    bench_close(&b);
+        return s;
+    const double rows = (double)seqs, keys = rows * (double)context;
+    const struct bench_pass p = {
+        .rows = rows, .logits = rows, .keys = keys, .kv_read = keys, .experts = experts};
+    const struct bench_cost c = bench_engine_cost(b, &p);
+    report(b, o->json, name, rows, seconds, &c);
+    if (experts > 0)
+        bench_print(o->json, &(struct bench_figure){
+                                 .name = name, .metric = "experts", .unit = "", .value = experts});
+    return STATUS_OK;
+}
+
+// ---- prefill
+
+static enum status prefill_step(struct timed *t, struct errmsg *e)
+{
+    enum status s = STATUS_OK;
+    for (int64_t i = 0; i < t->context && s == STATUS_OK; i += t->chunk)
+        s = bench_engine_prefill(t->b, i, t->context - i < t->chunk ? t->context - i : t->chunk, e);
+    return s;
+}
+
+static enum status prefill_case(struct bench_engine *b, const struct model_options *o,
+                                const char *model, int64_t tokens, struct errmsg *e)
+{
+    char name[240];
+    double seconds = 0;
+    snprintf(name, sizeof name, "prefill %s tokens %lld chunk %d", model, (long long)tokens,
+             b->args.max_rows);
+    struct timed t = {.b = b, .context = tokens, .chunk = b->args.max_rows, .step = prefill_step};
+    enum status s = bench_engine_contexts(b, 1, tokens, e);
+    if (s == STATUS_OK)
+        s = median_s(&t, o->steps, 2, &seconds, e);
+    if (s != STATUS_OK)
+        return s;
+    const double n = (double)tokens, chunks = (double)((tokens + t.chunk - 1) / t.chunk);
+    const struct bench_pass p = {.rows = n,
+                                 .logits = chunks,
+                                 .keys = n * (n + 1) / 2,
+                                 .kv_read = n * (chunks + 1) / 2,
+                                 .prefill = true};
+    struct bench_cost c = bench_engine_cost(b, &p);
+    report(b, o->json, name, n, seconds, &c);
+    return STATUS_OK;
+}
+
+// ---- the commands
+
+static enum status run_cases(const struct model_options *o, const struct list *a,
+                             const struct list *contexts, struct errmsg *e)
+{
+    const bool decode = contexts != NULL;
+    struct bench_engine b = {0};
+    struct bench_engine_args args = {.backend = o->backend,
+                                     .threads = (int)o->threads,
+                                     .tensors = (int)o->tensor,
+                                     .max_seqs = decode ? (int)largest(a) : 1,
+                                     .max_context = (int)largest(decode ? contexts : a)};
+    args.max_rows = decode ? args.max_seqs : (int)o->chunk;
+    if (!decode && args.max_rows > args.max_context)
+        args.max_rows = args.max_context;
+    enum status s = source_of(o, &args.source, e);
+    if (s == STATUS_OK)
+        s = bench_engine_open(&args, &b, e);
+    char model[160];
+    if (s == STATUS_OK) {
+        model_name(o, &b.shard->config, model);
+        fprintf(stderr,
+                "%s: %s %.0f GB/s, %s %.0f TFLOP/s (fp8 %.0f, int8 %.0f); %s opened in "
+                "%.2f s\n",
+                kern_describe(b.kern), b.limits.memory, b.limits.read_gb_s, b.limits.compute,
+                b.limits.gflop_s * 1e-3, b.limits.fp8_gflop_s * 1e-3, b.limits.int8_gflop_s * 1e-3,
+                model, b.load_s);
+    }
+    for (int i = 0; i < a->n && s == STATUS_OK; i++)
+        for (int j = 0; j < (decode ? contexts->n : 1) && s == STATUS_OK; j++)
+            s = decode ? decode_case(&b, o, model, a->v[i], contexts->v[j], e)
+                       : prefill_case(&b, o, model, a->v[i], e);
+    bench_engine_close(&b);
+    return s;
+}
+
+static int finish(enum status s, const struct errmsg *e)
+{
+    if (s != STATUS_OK)
+        fprintf(stderr, "hadal bench: %s\n", e->text[0] ? e->text : status_text(s));
     return s == STATUS_OK ? CMD_OK : CMD_FAILED;
 }
 
-static int parse(struct bench_args *a, const struct cmdline *c, int argc, char **argv)
+static int parse(const struct model_options *o, const struct cmdline *c, int argc, char **argv)
 {
     int rc = cmdline_parse(c, argc, argv, NULL, NULL);
-    if (rc == CMDLINE_GO && !a->model) {
-        fputs("hadal bench: no sample model here, --model is needed\n", stderr);
+    if (rc != CMDLINE_GO)
+        return rc;
+    if (!o->random && (o->config || o->quant)) {
+        fputs("hadal bench: --config and --quant go with --random-weights\n", stderr);
+        return CMD_USAGE;
+    }
+    if (!o->model && !(o->random && o->config)) {
+        fputs("hadal bench: no sample model here: --model, or --random-weights and --config\n",
+              stderr);
         return CMD_USAGE;
     }
     return rc;
 }
 
-#define COMMON_OPTIONS(a)                                                                          \
-    {"--model", CMDLINE_STRING, &(a).model, "DIR", .help = "model folder (the sample model)"},     \
+#define MODEL_OPTIONS(o)                                                                           \
+    {"--model", CMDLINE_STRING, &(o).model, "DIR", .help = "model folder (the sample model)"},     \
+        {"--random-weights", CMDLINE_FLAG, &(o).random,                                            \
+         .help = "made from --seed; no weights are read, only config.json"},                       \
+        {"--config", CMDLINE_STRING, &(o).config, "FILE",                                          \
+         .help = "with --random-weights: the shape, e.g. of configs/models"},                      \
+        {"--quant",                                                                                \
+         CMDLINE_CHOICE,                                                                           \
+         &(o).quant,                                                                               \
+         "P",                                                                                      \
+         .choices = "bf16|fp8|int8",                                                               \
+         .help = "with --random-weights: their precision (as the config says)"},                   \
+        {"--seed", CMDLINE_INT, &(o).seed, "N", .help = "of random weights (0)"},                  \
+        {"--layers", CMDLINE_INT, &(o).layers,                                                     \
+         "N",        .max = 1024, .help = "only the first N layers (all)"},                        \
         {"--backend",                                                                              \
          CMDLINE_CHOICE,                                                                           \
-         &(a).backend,                                                                             \
+         &(o).backend,                                                                             \
          "B",                                                                                      \
          .choices = "cpu|cpu-ref|cuda",                                                            \
          .help = "cpu, cpu-ref or cuda (cpu)"},                                                    \
-        {"--json", CMDLINE_FLAG, &(a).json, .help = "one JSON object per line"},                   \
-        {"--threads", CMDLINE_INT, &(a).threads,                                                   \
+        {"--threads", CMDLINE_INT, &(o).threads,                                                   \
          "N",         .max = 1024, .help = "CPU threads; 0 = all cores (0)"},                      \
     {                                                                                              \
-        "--repeats", CMDLINE_INT, &(a).repeats, "N", .min = 1, .max = 32,                          \
-                                                     .help = "runs, the median counts (5)"         \
+        "--json", CMDLINE_FLAG, &(o).json, .help = "one JSON object per line"                      \
+    }
+
+#define TENSOR_OPTION(o)                                                                           \
+    {                                                                                              \
+        "--tensor-rank-of", CMDLINE_INT, &(o).tensor, "T", .min = 1, .max = 64,                    \
+                                                           .help = "one tensor rank of T, without" \
+                                                                   " its collectives (1)"          \
     }
 
 int bench_decode(int argc, char **argv)
 {
-    struct bench_args a = {.model = sample_model(),
-                           .backend = "cpu",
-                           .seqs = 1,
-                           .tokens = 256,
-                           .context = 64,
-                           .repeats = 5};
+    struct model_options o = {.model = sample_model(),
+                              .backend = "cpu",
+                              .tensor = 1,
+                              .batch = "1",
+                              .context = "192",
+                              .steps = 64};
     const struct cmdline_opt opts[] = {
-        COMMON_OPTIONS(a),
-        {"--seqs", CMDLINE_INT, &a.seqs, "N", .min = 1, .max = 256,
-         .help = "sequences decoded together (1)"},
-        {"--tokens", CMDLINE_INT, &a.tokens, "N", .min = 1, .max = 65536,
-         .help = "tokens of each sequence (256)"},
-        {"--context", CMDLINE_INT, &a.context, "N", .min = 1, .max = 65536,
-         .help = "tokens before them (64)"},
+        MODEL_OPTIONS(o),
+        TENSOR_OPTION(o),
+        {"--batch", CMDLINE_STRING, &o.batch, "N,...", .help = "sequences decoded together (1)"},
+        {"--context", CMDLINE_STRING, &o.context, "N,...",
+         .help = "tokens that each of them attends to (192)"},
+        {"--steps", CMDLINE_INT, &o.steps, "N", .min = 1, .max = STEPS_MAX,
+         .help = "steps, the median counts (64)"},
         {0},
     };
     const struct cmdline c = {
         .usage = "hadal bench decode [OPTION...]",
-        .about = "Tokens per second of decoding, the engine alone.",
+        .about =
+            "Tokens per second of decoding, the engine alone, for each batch at each context.\n"
+            "Contexts are filled with random keys and values; what does not fit is skipped.",
         .opts = opts,
-        .after = "example:\n  hadal bench decode --model models/sample --seqs 8\n",
+        .after = "examples:\n  hadal bench decode --model models/sample --batch 1,8\n"
+                 "  hadal bench decode --random-weights --config "
+                 "configs/models/deepseek-v2-lite.json --quant fp8 \\\n"
+                 "      --backend cuda --batch 1,8,64,256 --context 1024,8192,32768\n",
     };
-    int rc = parse(&a, &c, argc, argv);
-    int rows = (int)(a.context > a.seqs ? a.context : a.seqs);
-    return rc == CMDLINE_GO ? run(&a, rows, report_decode) : rc;
+    int rc = parse(&o, &c, argc, argv);
+    struct list batches, contexts;
+    if (rc != CMDLINE_GO)
+        return rc;
+    if (!parse_list(o.batch, 4096, "--batch", &batches) ||
+        !parse_list(o.context, 1 << 20, "--context", &contexts))
+        return CMD_USAGE;
+    struct errmsg e = {0};
+    return finish(run_cases(&o, &batches, &contexts, &e), &e);
 }
 
 int bench_prefill(int argc, char **argv)
 {
-    struct bench_args a = {
-        .model = sample_model(), .backend = "cpu", .seqs = 1, .tokens = 900, .repeats = 5};
+    struct model_options o = {.model = sample_model(),
+                              .backend = "cpu",
+                              .tensor = 1,
+                              .tokens = "900",
+                              .steps = 5,
+                              .chunk = 256};
     const struct cmdline_opt opts[] = {
-        COMMON_OPTIONS(a),
-        {"--tokens", CMDLINE_INT, &a.tokens, "N", .min = 1, .max = 65536,
-         .help = "length of the prompt (900)"},
+        MODEL_OPTIONS(o),
+        TENSOR_OPTION(o),
+        {"--tokens", CMDLINE_STRING, &o.tokens, "N,...", .help = "length of the prompt (900)"},
+        {"--chunk", CMDLINE_INT, &o.chunk, "N", .min = 1, .max = 1 << 16,
+         .help = "rows of one pass (256)"},
+        {"--steps", CMDLINE_INT, &o.steps, "N", .min = 1, .max = STEPS_MAX,
+         .help = "prompts, the median counts (5)"},
         {0},
     };
     const struct cmdline c = {
         .usage = "hadal bench prefill [OPTION...]",
-        .about = "Tokens per second of a prompt, in chunks of 256, the engine alone.",
+        .about = "Tokens per second of a prompt, the engine alone.",
         .opts = opts,
         .after = "example:\n  hadal bench prefill --model models/sample --tokens 900\n",
     };
-    int rc = parse(&a, &c, argc, argv);
-    return rc == CMDLINE_GO ? run(&a, 256, report_prefill) : rc;
+    int rc = parse(&o, &c, argc, argv);
+    struct list tokens;
+    if (rc != CMDLINE_GO)
+        return rc;
+    if (!parse_list(o.tokens, 1 << 20, "--tokens", &tokens))
+        return CMD_USAGE;
+    struct errmsg e = {0};
+    return finish(run_cases(&o, &tokens, NULL, &e), &e);
+}
+
+// ---- load
+
+static enum status load_once(const struct model_options *o, struct errmsg *e)
+{
+    struct bench_engine b = {0};
+    struct bench_engine_args args = {.backend = o->backend,
+                                     .threads = (int)o->threads,
+                                     .tensors = (int)o->tensor,
+                                     .max_seqs = 1,
+                                     .max_rows = 1,
+                                     .max_context = 64};
+    enum status s = source_of(o, &args.source, e);
+    if (s == STATUS_OK)
+        s = bench_engine_open(&args, &b, e);
+    if (s == STATUS_OK) {
+        char name[240], model[160];
+        const double gb = (double)b.shard->weights.bytes * 1e-9;
+        model_name(o, &b.shard->config, model);
+        snprintf(name, sizeof name, "load %s", model);
+        bench_print(o->json, &(struct bench_figure){
+                                 name, "bandwidth", "GB/s", gb / b.load_s,
+                                 b.limits.host_gb_s > 0 ? "pinned copy to the device" : NULL,
+                                 b.limits.host_gb_s});
+        bench_print(o->json, &(struct bench_figure){
+                                 .name = name, .metric = "time", .unit = "s", .value = b.load_s});
+        bench_print(o->json, &(struct bench_figure){
+                                 .name = name, .metric = "size", .unit = "GB", .value = gb});
+    }
+    bench_engine_close(&b);
+    return s;
+}
+
+int bench_load(int argc, char **argv)
+{
+    struct model_options o = {.model = sample_model(), .backend = "cpu", .tensor = 1, .steps = 3};
+    const struct cmdline_opt opts[] = {
+        MODEL_OPTIONS(o),
+        TENSOR_OPTION(o),
+        {"--steps", CMDLINE_INT, &o.steps, "N", .min = 1, .max = 100, .help = "loads (3)"},
+        {0},
+    };
+    const struct cmdline c = {
+        .usage = "hadal bench load [OPTION...]",
+        .about =
+            "Time from an open device to a shard that is ready to run, and how fast its files\n"
+            "came in; the second load finds them in the page cache.",
+        .opts = opts,
+        .after = "example:\n  hadal bench load --model models/sample\n",
+    };
+    int rc = parse(&o, &c, argc, argv);
+    if (rc != CMDLINE_GO)
+        return rc;
+    struct errmsg e = {0};
+    enum status s = STATUS_OK;
+    for (int64_t i = 0; i < o.steps && s == STATUS_OK; i++)
+        s = load_once(&o, &e);
+    return finish(s, &e);
 }

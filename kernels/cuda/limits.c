@@ -1,4 +1,4 @@
-// What this device reaches, independent of our kernels: a large copy, and a large bf16 product by
+// What this device reaches, independent of our kernels: large copies, and large products by
 // cuBLASLt, which is loaded only here, so that the module runs where it is not installed.
 #include <cublasLt.h>
 #include <dlfcn.h>
@@ -9,7 +9,15 @@
 #include "kernels/cuda/cuda.h"
 #include "kernels/cuda_load.h"
 
-enum { COPY_BYTES = 1 << 29, DIM = 8192, REPEATS = 12, WORKSPACE = 32 << 20, NOISE = 4 << 20 };
+enum {
+    COPY_BYTES = 1 << 29,
+    DIM = 8192,
+    REPEATS = 12,
+    WORKSPACE = 32 << 20,
+    NOISE = 4 << 20,
+    HOST_BYTES = 256 << 20
+};
+static_assert(2ull * DIM * DIM * 4 + WORKSPACE <= 2ull * COPY_BYTES, "operands and result fit");
 
 struct blas {
     __typeof__(cublasLtCreate) *create;
@@ -92,11 +100,20 @@ static void copy_once(struct cuda *c, void *ctx)
                "copy");
 }
 
+// What is multiplied: numbers of this type, sums of that, alpha of the third.
+static const struct kind {
+    cudaDataType_t in, out, scale;
+    cublasComputeType_t compute;
+} kinds[] = {{CUDA_R_16BF, CUDA_R_16BF, CUDA_R_32F, CUBLAS_COMPUTE_32F},
+             {CUDA_R_8F_E4M3, CUDA_R_16BF, CUDA_R_32F, CUBLAS_COMPUTE_32F},
+             {CUDA_R_8I, CUDA_R_32I, CUDA_R_32I, CUBLAS_COMPUTE_32I}};
+
 struct product {
-    struct blas blas;
+    struct blas *blas;
     cublasLtHandle_t handle;
+    const struct kind *kind;
     cublasLtMatmulDesc_t desc;
-    cublasLtMatrixLayout_t layout; // of all three: square
+    cublasLtMatrixLayout_t in, out; // square
     cublasLtMatmulHeuristicResult_t best;
     char *memory; // two operands, the result, the workspace
     bool failed;
@@ -105,21 +122,28 @@ struct product {
 static void product_once(struct cuda *c, void *ctx)
 {
     struct product *p = ctx;
-    const size_t matrix = (size_t)DIM * DIM * 2;
+    const size_t matrix = (size_t)DIM * DIM * 4; // of the widest
     const float one = 1, zero = 0;
+    const int32_t one_i = 1, zero_i = 0;
+    const bool integers = p->kind->scale == CUDA_R_32I;
     char *m = p->memory;
-    p->failed |= p->blas.matmul(p->handle, p->desc, &one, m, p->layout, m + matrix, p->layout,
-                                &zero, m + 2 * matrix, p->layout, m + 2 * matrix, p->layout,
-                                &p->best.algo, m + 3 * matrix, WORKSPACE, c->stream) != 0;
+    p->failed |=
+        p->blas->matmul(p->handle, p->desc, integers ? (const void *)&one_i : &one, m, p->in,
+                        m + matrix / 2, p->in, integers ? (const void *)&zero_i : &zero, m + matrix,
+                        p->out, m + matrix, p->out, &p->best.algo, m + 2 * matrix, WORKSPACE,
+                        c->stream) != 0;
 }
 
-// Products of random numbers: zeros would run faster.
+// Products of random numbers: zeros would run faster. The pattern is harmless in all types: bf16
+// +-[0.5, 2), e4m3 and int8 bytes of no special meaning.
 static void fill_noise(struct cuda *c, char *memory, size_t bytes)
 {
     uint16_t *noise = mem_alloc(NOISE);
     for (uint32_t i = 0, x = 1; i < NOISE / 2; i++) {
         x = x * 1664525u + 1013904223u;
         noise[i] = (uint16_t)(0x3f00 | (x >> 16 & 0x80ff)); // +-[0.5, 2)
+        if ((noise[i] & 0x7f) == 0x7f)
+            noise[i] ^= 1; // e4m3 NaN
     }
     for (size_t at = 0; at + NOISE <= bytes; at += NOISE)
         cuda_check(c, cudaMemcpy(memory + at, noise, NOISE, cudaMemcpyHostToDevice), "noise");
@@ -128,20 +152,21 @@ static void fill_noise(struct cuda *c, char *memory, size_t bytes)
 
 static bool product_open(struct product *p)
 {
-    struct blas *b = &p->blas;
+    struct blas *b = p->blas;
+    const struct kind *k = p->kind;
     cublasOperation_t transposed = CUBLAS_OP_T;
     cublasLtMatmulPreference_t preference = NULL;
     size_t workspace = WORKSPACE;
     int found = 0;
-    bool ok = load_blas(b) && !b->create(&p->handle) &&
-              !b->desc_create(&p->desc, CUBLAS_COMPUTE_32F, CUDA_R_32F) &&
+    bool ok = !b->create(&p->handle) && !b->desc_create(&p->desc, k->compute, k->scale) &&
               !b->desc_set(p->desc, CUBLASLT_MATMUL_DESC_TRANSA, &transposed, sizeof transposed) &&
-              !b->layout_create(&p->layout, CUDA_R_16BF, DIM, DIM, DIM) &&
+              !b->layout_create(&p->in, k->in, DIM, DIM, DIM) &&
+              !b->layout_create(&p->out, k->out, DIM, DIM, DIM) &&
               !b->preference_create(&preference) &&
               !b->preference_set(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &workspace,
                                  sizeof workspace) &&
-              !b->heuristic(p->handle, p->desc, p->layout, p->layout, p->layout, p->layout,
-                            preference, 1, &p->best, &found) &&
+              !b->heuristic(p->handle, p->desc, p->in, p->in, p->out, p->out, preference, 1,
+                            &p->best, &found) &&
               found == 1;
     if (preference)
         b->preference_destroy(preference);
@@ -150,12 +175,45 @@ static bool product_open(struct product *p)
 
 static void product_close(struct product *p)
 {
-    if (p->layout)
-        p->blas.layout_destroy(p->layout);
+    if (p->in)
+        p->blas->layout_destroy(p->in);
+    if (p->out)
+        p->blas->layout_destroy(p->out);
     if (p->desc)
-        p->blas.desc_destroy(p->desc);
+        p->blas->desc_destroy(p->desc);
     if (p->handle)
-        p->blas.destroy(p->handle);
+        p->blas->destroy(p->handle);
+}
+
+// 10^12 operations per second; 0 when cuBLASLt has no such product here.
+static double product_rate(struct cuda *c, struct blas *b, char *memory, const struct kind *kind)
+{
+    struct product p = {.blas = b, .kind = kind, .memory = memory};
+    double s = product_open(&p) ? median_s(c, product_once, &p) : 0;
+    product_close(&p);
+    return s > 0 && !p.failed ? 2.0 * DIM * DIM * DIM / s * 1e-12 : 0;
+}
+
+struct host_copy {
+    char *to, *from;
+};
+
+static void host_copy_once(struct cuda *c, void *ctx)
+{
+    struct host_copy *h = ctx;
+    cuda_check(c, cudaMemcpyAsync(h->to, h->from, HOST_BYTES, cudaMemcpyHostToDevice, c->stream),
+               "copy");
+}
+
+static double host_copy_rate(struct cuda *c, char *memory)
+{
+    struct host_copy h = {.to = memory};
+    if (!cuda_check(c, cudaMallocHost((void **)&h.from, HOST_BYTES), "pinned"))
+        return 0;
+    memset(h.from, 1, HOST_BYTES);
+    double s = median_s(c, host_copy_once, &h);
+    cudaFreeHost(h.from);
+    return HOST_BYTES / s * 1e-9;
 }
 
 kern_cuda_limits_fn hadal_cuda_limits;
@@ -164,21 +222,23 @@ hadal_cuda_limits(struct kern *k, struct kern_cuda_limits *out, struct errmsg *e
 {
     struct cuda *c = cuda_of(k);
     struct kern_buf buf = {.k = k, .dtype = KERN_F32, .n = (size_t)COPY_BYTES / 2};
-    struct product p = {0};
+    struct blas blas;
     enum status s = k->device->buf_alloc(&buf); // twice COPY_BYTES
     if (s != STATUS_OK)
         return errmsg_set(err, s, "%s: no memory to measure its limits with", k->describe);
-    p.memory = buf.p;
-    fill_noise(c, p.memory, COPY_BYTES);
-    double copy = median_s(c, copy_once, p.memory), product = 0;
-    if (product_open(&p))
-        product = median_s(c, product_once, &p);
-    product_close(&p);
+    fill_noise(c, buf.p, COPY_BYTES);
+    struct kern_cuda_limits l = {.copy_gb_s =
+                                     2.0 * COPY_BYTES / median_s(c, copy_once, buf.p) * 1e-9,
+                                 .host_gb_s = host_copy_rate(c, buf.p)};
+    if (load_blas(&blas)) {
+        double *rates[] = {&l.tflop_s, &l.fp8_tflop_s, &l.int8_top_s};
+        for (int i = 0; i < 3; i++)
+            *rates[i] = product_rate(c, &blas, buf.p, &kinds[i]);
+    }
     k->device->buf_free(&buf);
     s = k->device->sync(k);
-    if (s != STATUS_OK || p.failed)
+    if (s != STATUS_OK)
         return errmsg_set(err, STATUS_INTERNAL, "%s: measuring its limits failed", k->describe);
-    out->copy_gb_s = 2.0 * COPY_BYTES / copy * 1e-9;
-    out->tflop_s = product > 0 ? 2.0 * DIM * DIM * DIM / product * 1e-12 : 0;
+    *out = l;
     return STATUS_OK;
 }

@@ -102,7 +102,6 @@ static enum status make_step_bufs(struct model_shard *s, struct errmsg *e)
 
 static enum status make_kv(struct model_shard *s, struct errmsg *e)
 {
-    s->kv = mem_zalloc((size_t)s->plan.layers_n, sizeof *s->kv);
     size_t n = (size_t)s->kv_blocks * (size_t)s->block_tokens * (size_t)s->plan.kv_width;
     for (int i = 0; i < s->plan.layers_n; i++) {
         struct want w = {&s->kv[i], kern_kv_dtype(s->kern), n};
@@ -111,6 +110,30 @@ static enum status make_kv(struct model_shard *s, struct errmsg *e)
             return st;
     }
     return STATUS_OK;
+}
+
+static void free_kv(struct model_shard *s)
+{
+    for (int i = 0; s->kv && i < s->plan.layers_n; i++) {
+        kern_buf_destroy(s->kv[i]);
+        s->kv[i] = NULL;
+    }
+}
+
+enum status model_shard_resize_kv(struct model_shard *s, int kv_blocks, struct errmsg *e)
+{
+    assert(kv_blocks > 0);
+    free_kv(s);
+    s->kv_blocks = kv_blocks;
+    enum status st = make_kv(s, e);
+    if (st == STATUS_OK)
+        return st;
+    struct errmsg ignored;
+    free_kv(s);
+    s->kv_blocks = 1;
+    if (make_kv(s, &ignored) != STATUS_OK)
+        abort(); // there was room for it when the shard was opened
+    return st;
 }
 
 // The kern wants cos and sin of a position side by side.
@@ -157,6 +180,7 @@ enum status model_shard_open(const struct model_shard_args *args, struct model_s
         set_sizes(s, args);
         st = make_rope(s, e);
     }
+    s->kv = mem_zalloc(s->plan.layers_n ? (size_t)s->plan.layers_n : 1, sizeof *s->kv);
     if (st == STATUS_OK)
         st = make_kv(s, e);
     if (st == STATUS_OK)
@@ -179,8 +203,7 @@ void model_shard_close(struct model_shard *s)
     if (!s)
         return;
     model_weights_unload(&s->weights, &s->plan);
-    for (int i = 0; s->kv && i < s->plan.layers_n; i++)
-        kern_buf_destroy(s->kv[i]);
+    free_kv(s);
     free(s->kv);
     kern_buf_destroy(s->rope);
     struct model_buffers *b = &s->b;

@@ -70,6 +70,9 @@ struct model_shard {
 STATUS_MUST_USE enum status model_shard_open(const struct model_shard_args *args,
                                              struct model_shard **out, struct errmsg *e);
 void model_shard_close(struct model_shard *s); // NULL is fine
+// A KV pool of another size; what it held is lost. NO_MEMORY: it holds one block now.
+STATUS_MUST_USE enum status model_shard_resize_kv(struct model_shard *s, int kv_blocks,
+                                                  struct errmsg *e);
 // The collectives of the epoch that begins: size and rank must be those of args.rank. Borrowed
 // until the next attach; NULL detaches. Until then the shard cannot run.
 void model_shard_attach(struct model_shard *s, struct comm *comm);

@@ -71,7 +71,7 @@ cat "$out/service.log"
         "$build/hadal" bench kernels --backend cuda --shape "$s" --seconds "${SECONDS_EACH:-0.1}" --json
     done
     for seqs in 1 8 64; do
-        "$build/hadal" bench decode --model models/sample --backend cuda --seqs $seqs --json
+        "$build/hadal" bench decode --model models/sample --backend cuda --batch $seqs --json
     done
     "$build/hadal" bench prefill --model models/sample --backend cuda --json
 } >"$out/json/figures.jsonl" 2>"$out/json/stderr.log" || failed=1

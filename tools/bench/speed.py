@@ -10,17 +10,18 @@ from rig import Cluster, write
 from cluster import HADAL  # the path that rig put first
 
 CASES = {
-    "decode, 1 sequence": ["decode", "--repeats", "3"],
-    "decode, 1 sequence after 900 tokens": ["decode", "--context", "900", "--tokens", "128", "--repeats", "3"],
-    "decode, 8 sequences": ["decode", "--seqs", "8", "--repeats", "3"],
-    "prefill of 900 tokens": ["prefill", "--repeats", "3"],
+    "decode, 1 sequence": ["decode", "--steps", "256"],
+    "decode, 1 sequence after 900 tokens": ["decode", "--context", "964", "--steps", "128"],
+    "decode, 8 sequences": ["decode", "--batch", "8", "--steps", "256"],
+    "prefill of 900 tokens": ["prefill"],
 }
 SERVICE = "service over HTTP, 8 streams"
 
 
 def engine(words):
     out = subprocess.run([HADAL, "bench", *words, "--json"], capture_output=True, text=True, check=True, timeout=120)
-    return json.loads(out.stdout.splitlines()[-1])
+    figures = [json.loads(line) for line in out.stdout.splitlines()]
+    return next(f for f in figures if f["metric"] == "throughput")
 
 
 def service():
