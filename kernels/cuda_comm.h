@@ -48,10 +48,11 @@ struct cuda_comm_reduce {
     enum cuda_comm_via via;
 };
 
-// One of the two, `repeats` times in a row in one CUDA graph.
+// One of the three, `repeats` times in a row in one CUDA graph.
 struct cuda_comm_timing {
     const struct cuda_comm_gather *gather;
     const struct cuda_comm_reduce *reduce;
+    size_t copy_bytes; // a copy from our window into the next rank's; at most window_bytes
     int repeats;
 };
 
@@ -63,8 +64,10 @@ struct cuda_comm_state {
     uint64_t started; // collectives over peer memory that the device has begun in this group
 };
 
+struct cuda_pipe_ops;
 struct cuda_comm_ops {
     int abi;
+    int (*devices)(void); // GPUs that this process sees; no context is made
     enum status (*create)(struct kern *k, const struct cuda_comm_config *config,
                           struct cuda_comm **out, struct errmsg *e);
     // Rounds 0 .. CUDA_COMM_ROUNDS, in order. all: [size] notes of the round before (round 0:
@@ -76,6 +79,8 @@ struct cuda_comm_ops {
     unsigned (*via)(const struct cuda_comm *c); // what the group has; 0 before the last round
     enum status (*all_gather)(struct cuda_comm *c, const struct cuda_comm_gather *g);
     enum status (*all_reduce)(struct cuda_comm *c, const struct cuda_comm_reduce *r);
+    // Owner thread: nothing is under way on the stream.
+    bool (*idle)(struct cuda_comm *c);
     // From any thread: what is enqueued on the stream passes within 100 ms, whatever peers do.
     void (*abort)(struct cuda_comm *c);
     // From any thread, never waits: what the device last wrote.
@@ -84,6 +89,32 @@ struct cuda_comm_ops {
     enum status (*measure)(struct cuda_comm *c, const struct cuda_comm_timing *t, double *us_out,
                            struct errmsg *e);
     void (*destroy)(struct cuda_comm *c); // waits for the stream; NULL is fine
+    const struct cuda_pipe_ops *pipe;
+};
+
+// A one-way pipe between two GPUs of one host: the receiver owns some slots of device memory, the
+// sender copies rows into one of them. Which slot is free, and which is filled, the two tell each
+// other by other means: a lane with a message per slot.
+struct cuda_pipe;
+
+// `rows` runs of row_bytes in a buffer, `stride` bytes apart, from byte `at`; dense in the slot.
+struct cuda_pipe_rows {
+    struct kern_buf *buf;
+    size_t at, rows, row_bytes, stride;
+};
+
+struct cuda_pipe_ops {
+    // note: for the sender.
+    enum status (*create_rx)(struct kern *k, size_t slots, size_t slot_bytes,
+                             struct cuda_pipe **out, struct cuda_comm_note *note, struct errmsg *e);
+    // UNSUPPORTED: the sender's GPU cannot write into the receiver's. LINK_PROTOCOL: a bad note.
+    enum status (*create_tx)(struct kern *k, const struct cuda_comm_note *note,
+                             struct cuda_pipe **out, struct errmsg *e);
+    // Both enqueue on the kern's stream. After a put: sync before the receiver is told. TOO_LARGE:
+    // no such slot, or more than it holds.
+    enum status (*put)(struct cuda_pipe *p, size_t slot, const struct cuda_pipe_rows *from);
+    enum status (*get)(struct cuda_pipe *p, size_t slot, const struct cuda_pipe_rows *to);
+    void (*destroy)(struct cuda_pipe *p); // NULL is fine
 };
 
 #define KERN_CUDA_COMM "hadal_cuda_comm"

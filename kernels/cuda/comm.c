@@ -3,22 +3,18 @@
 #include "kernels/cuda/comm.h"
 
 #include <assert.h>
-#include <fcntl.h>
 #include <stdatomic.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/random.h>
-#include <unistd.h>
 
 #include "base/log.h"
 #include "base/mem.h"
 #include "kernels/cuda/cuda.h"
 #include "kernels/cuda/nccl_lib.h"
+#include "kernels/cuda/share.h"
 
 enum {
     NOTE_MAGIC = 0x48434d31, // "HCM1"
-    BOOT_ID_BYTES = 40,
     WINDOW_BYTES = 4 << 20,
     TIMEOUT_MS = 10000,
     PACK_BYTES = 32 << 20, // of all slices in one go by NCCL
@@ -26,14 +22,8 @@ enum {
 
 // Round 1: what peers need to map our window.
 struct window_note {
-    uint32_t magic, rank, size, pid;
-    uint64_t window_bytes; // pieces_bytes of the group
-    uint64_t process;      // random, of this process: equal = the same address space
-    uint64_t address;      // usable in the same address space
-    char boot_id[BOOT_ID_BYTES];
-    cudaUUID_t device;
-    cudaIpcMemHandle_t handle;
-    uint32_t can_nccl;
+    uint32_t magic, rank, size, can_nccl;
+    struct share_note window;
 };
 // Rounds 2 and 3.
 struct can_note {
@@ -51,38 +41,11 @@ struct cuda_comm {
     struct cuda_comm_config config;
     unsigned can, via; // before and after agreement
     struct peer_group group;
-    struct peer_host *host;    // pinned; group.host is its device address
-    bool mapped[PEER_RANKS];   // by cudaIpcOpenMemHandle
+    struct peer_host *host; // pinned; group.host is its device address
+    struct share_mapping peers[PEER_RANKS];
     struct nccl *_Atomic nccl; // NULL = not in use
-    atomic_bool broken;        // a call failed
     char *packed;              // [PACK_BYTES], for NCCL
 };
-
-// ---- who we are
-
-static uint64_t process_mark(void)
-{
-    static _Atomic uint64_t mark;
-    uint64_t m = atomic_load(&mark), fresh = 0;
-    if (m)
-        return m;
-    if (getrandom(&fresh, sizeof fresh, 0) != (ssize_t)sizeof fresh)
-        fresh = (uint64_t)getpid() << 32 | 1;
-    fresh |= 1;
-    return atomic_compare_exchange_strong(&mark, &m, fresh) ? fresh : m;
-}
-
-// Which boot of which host; IPC handles mean nothing elsewhere.
-static void read_boot_id(char out[BOOT_ID_BYTES])
-{
-    memset(out, 0, BOOT_ID_BYTES);
-    int fd = open("/proc/sys/kernel/random/boot_id", O_RDONLY | O_CLOEXEC);
-    ssize_t n = fd < 0 ? -1 : read(fd, out, BOOT_ID_BYTES - 1);
-    if (n <= 0)
-        log_warn("this host's boot id cannot be read: no peer memory between processes");
-    if (fd >= 0)
-        close(fd);
-}
 
 static enum status cuda_status(cudaError_t e, const char *what, struct errmsg *err)
 {
@@ -99,20 +62,12 @@ static enum status make_window(struct cuda_comm *m, struct errmsg *err)
 {
     struct peer_group *g = &m->group;
     size_t bytes = peer_window_bytes(g->size, g->pieces_bytes);
-    // 2 MiB granules: smaller allocations share one with others, and a handle opens all of it.
-    bytes = (bytes + (2 << 20) - 1) >> 21 << 21;
     void *window = NULL, *state = NULL, *host = NULL, *host_device = NULL;
-    enum status s = cuda_status(cudaMalloc(&window, bytes), "peer window", err);
+    enum status s = cuda_status(share_alloc(bytes, &window), "peer window", err);
     g->windows[g->rank] = window;
     if (s == STATUS_OK)
-        s = cuda_status(cudaMalloc(&state, sizeof *g->state), "peer state", err);
+        s = cuda_status(share_alloc(sizeof *g->state, &state), "peer state", err);
     g->state = state;
-    if (s == STATUS_OK)
-        s = cuda_status(cudaMemset(window, 0, bytes), "peer window", err);
-    if (s == STATUS_OK)
-        s = cuda_status(cudaMemset(state, 0, sizeof *g->state), "peer state", err);
-    if (s == STATUS_OK)
-        s = cuda_status(cudaDeviceSynchronize(), "peer window", err);
     if (s == STATUS_OK)
         s = cuda_status(cudaHostAlloc(&host, sizeof *m->host, cudaHostAllocMapped), "peer host",
                         err);
@@ -165,91 +120,34 @@ static bool offers_peer(const struct cuda_comm *m)
 
 static enum status tell_window(struct cuda_comm *m, struct cuda_comm_note *own, struct errmsg *err)
 {
-    struct cudaDeviceProp p;
     struct window_note n = {.magic = NOTE_MAGIC,
                             .rank = (uint32_t)m->config.rank,
                             .size = (uint32_t)m->config.size,
-                            .pid = (uint32_t)getpid(),
-                            .window_bytes = m->group.pieces_bytes,
-                            .process = process_mark(),
-                            .address = (uintptr_t)m->group.windows[m->group.rank],
                             .can_nccl = nccl_present()};
-    read_boot_id(n.boot_id);
-    enum status s = cuda_status(cudaGetDeviceProperties(&p, m->c->device), "device", err);
-    if (s != STATUS_OK)
-        return s;
-    n.device = p.uuid;
-    cudaError_t e = cudaIpcGetMemHandle(&n.handle, m->group.windows[m->group.rank]);
-    if (e != cudaSuccess) {
-        log_warn("cuda device %d: no memory for other processes: %s", m->c->device,
-                 cudaGetErrorString(e));
-        cudaGetLastError();
-        n.boot_id[0] = 0;
-    }
+    enum status s = share_export(m->group.windows[m->group.rank], m->group.pieces_bytes,
+                                 m->c->device, &n.window, err);
     memcpy(own->v, &n, sizeof n);
-    return STATUS_OK;
+    return s;
 }
 
 // ---- round 1: the peers' windows
 
-static int device_of(const cudaUUID_t *uuid)
-{
-    int n = 0;
-    struct cudaDeviceProp p;
-    if (cudaGetDeviceCount(&n) != cudaSuccess)
-        n = 0;
-    for (int i = 0; i < n; i++)
-        if (cudaGetDeviceProperties(&p, i) == cudaSuccess && !memcmp(&p.uuid, uuid, sizeof *uuid))
-            return i;
-    return -1;
-}
-
-static cudaError_t map_peer(struct cuda_comm *m, int peer, const struct window_note *n)
-{
-    int device = device_of(&n->device), can = 1;
-    if (device < 0)
-        return cudaErrorInvalidDevice;
-    if (device != m->c->device && (cudaDeviceCanAccessPeer(&can, m->c->device, device) || !can))
-        return cudaErrorPeerAccessUnsupported;
-    if (n->process == process_mark()) {
-        cudaError_t e =
-            device == m->c->device ? cudaSuccess : cudaDeviceEnablePeerAccess(device, 0);
-        if (e != cudaSuccess && e != cudaErrorPeerAccessAlreadyEnabled)
-            return e;
-        cudaGetLastError();
-        m->group.windows[peer] = (char *)(uintptr_t)n->address;
-        return cudaSuccess;
-    }
-    void *p = NULL;
-    cudaError_t e = cudaIpcOpenMemHandle(&p, n->handle, cudaIpcMemLazyEnablePeerAccess);
-    if (e == cudaSuccess) {
-        m->group.windows[peer] = p;
-        m->mapped[peer] = true;
-    }
-    return e;
-}
-
 static enum status map_peers(struct cuda_comm *m, const struct cuda_comm_note *all,
                              struct errmsg *err)
 {
-    char boot_id[BOOT_ID_BYTES];
     bool peers = offers_peer(m), nccl = true;
-    read_boot_id(boot_id);
     for (int i = 0; i < m->config.size; i++) {
         struct window_note n;
         memcpy(&n, all[i].v, sizeof n);
         if (n.magic != NOTE_MAGIC || n.rank != (uint32_t)i || n.size != (uint32_t)m->config.size ||
-            n.window_bytes != m->group.pieces_bytes)
+            n.window.bytes != m->group.pieces_bytes)
             return errmsg_set(err, STATUS_LINK_PROTOCOL, "rank %d: not a note of this group", i);
         nccl = nccl && n.can_nccl;
         if (i == m->config.rank || !peers)
             continue;
-        cudaError_t e = cudaErrorPeerAccessUnsupported;
-        if (n.process == process_mark() ||
-            (boot_id[0] && !memcmp(boot_id, n.boot_id, BOOT_ID_BYTES)))
-            e = map_peer(m, i, &n);
+        cudaError_t e = share_map(&n.window, m->c->device, &m->peers[i]);
+        m->group.windows[i] = m->peers[i].p;
         if (e != cudaSuccess) {
-            cudaGetLastError();
             log_info("no peer memory with rank %d: %s", i, cudaGetErrorString(e));
             peers = false;
         }
@@ -424,11 +322,27 @@ static enum status comm_all_reduce(struct cuda_comm *m, const struct cuda_comm_r
         return STATUS_UNSUPPORTED;
     if (via == CUDA_COMM_NCCL)
         return nccl_all_reduce(atomic_load(&m->nccl), buf, a->n);
+    if (a->n % 2 || a->n > PEER_WORDS_BYTES / sizeof(float))
+        return STATUS_TOO_LARGE;
     return enqueued(m,
                     peer_reduce_words(m->c->stream, &m->group, &(struct peer_reduce){buf, a->n}));
 }
 
 // ---- control
+
+static int comm_devices(void)
+{
+    int n = 0;
+    if (cudaGetDeviceCount(&n) == cudaSuccess)
+        return n;
+    cudaGetLastError();
+    return 0;
+}
+
+static bool comm_idle(struct cuda_comm *m)
+{
+    return cudaStreamQuery(m->c->stream) != cudaErrorNotReady; // other errors: kern_sync tells
+}
 
 static void comm_abort(struct cuda_comm *m)
 {
@@ -465,8 +379,7 @@ static void comm_destroy(struct cuda_comm *m)
     nccl_destroy(atomic_load(&m->nccl));
     cuda_check(m->c, cudaStreamSynchronize(m->c->stream), "waiting for the last collective");
     for (int i = 0; i < PEER_RANKS; i++)
-        if (m->mapped[i])
-            cuda_check(m->c, cudaIpcCloseMemHandle(m->group.windows[i]), "cudaIpcCloseMemHandle");
+        cuda_check(m->c, share_unmap(&m->peers[i]), "unmapping a peer's window");
     cudaFree(m->packed);
     cudaFree(m->group.windows[m->group.rank]);
     cudaFree(m->group.state);
@@ -486,15 +399,18 @@ cudaStream_t cuda_comm_stream(const struct cuda_comm *m)
 
 static const struct cuda_comm_ops ops = {
     .abi = CUDA_COMM_ABI,
+    .devices = comm_devices,
     .create = comm_create,
     .round = comm_round,
     .via = comm_via,
     .all_gather = comm_all_gather,
     .all_reduce = comm_all_reduce,
+    .idle = comm_idle,
     .abort = comm_abort,
     .state = comm_state,
     .measure = cuda_comm_measure,
     .destroy = comm_destroy,
+    .pipe = &cuda_pipe_ops,
 };
 
 __attribute__((visibility("default"))) const struct cuda_comm_ops *hadal_cuda_comm(void)

@@ -12,12 +12,26 @@ static enum status failed(cudaError_t e, const char *what, struct errmsg *err)
                : errmsg_set(err, STATUS_INTERNAL, "%s: %s", what, cudaGetErrorString(e));
 }
 
+// Into the part of the window that holds pieces; no collective is under way.
+static enum status copy_to_next(struct cuda_comm *m, size_t bytes)
+{
+    const struct peer_group *g = cuda_comm_group(m);
+    if (!g || bytes > g->pieces_bytes)
+        return STATUS_UNSUPPORTED;
+    size_t at = (size_t)4 * (size_t)g->size * PEER_WORDS_BYTES;
+    cudaError_t e =
+        cudaMemcpyAsync(g->windows[(g->rank + 1) % g->size] + at, g->windows[g->rank] + at, bytes,
+                        cudaMemcpyDeviceToDevice, cuda_comm_stream(m));
+    return e == cudaSuccess ? STATUS_OK : STATUS_INTERNAL;
+}
+
 static enum status enqueue(struct cuda_comm *m, const struct cuda_comm_timing *t)
 {
     enum status s = STATUS_OK;
     for (int i = 0; i < t->repeats && s == STATUS_OK; i++)
-        s = t->gather ? hadal_cuda_comm()->all_gather(m, t->gather)
-                      : hadal_cuda_comm()->all_reduce(m, t->reduce);
+        s = t->gather   ? hadal_cuda_comm()->all_gather(m, t->gather)
+            : t->reduce ? hadal_cuda_comm()->all_reduce(m, t->reduce)
+                        : copy_to_next(m, t->copy_bytes);
     return s;
 }
 

@@ -91,8 +91,13 @@ void *cuda_scratch(struct cuda *c, enum cuda_arena arena, size_t bytes)
     if (bytes <= c->arenas[arena].bytes)
         return c->arenas[arena].p;
     size_t grown = (bytes + bytes / 4 + ARENA_ALIGN - 1) / ARENA_ALIGN * ARENA_ALIGN;
-    cudaFree(c->arenas[arena].p);
-    cudaError_t e = cudaMalloc(&c->arenas[arena].p, grown);
+    // In the stream's order: cudaFree would wait for all that the device does, also for collectives
+    // of another rank's thread that wait for this one.
+    cudaError_t e = cudaSuccess;
+    if (c->arenas[arena].p)
+        e = cudaFreeAsync(c->arenas[arena].p, c->stream);
+    if (e == cudaSuccess)
+        e = cudaMallocAsync(&c->arenas[arena].p, grown, c->stream);
     if (e != cudaSuccess) {
         fprintf(stderr, "kern: cuda device %d: %zu bytes of scratch: %s\n", c->device, grown,
                 cudaGetErrorString(e));

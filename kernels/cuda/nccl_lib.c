@@ -35,11 +35,17 @@ static struct {
 #undef POINTER
 } lib = {.once = PTHREAD_ONCE_INIT};
 
+// Aborting may take long and comes from threads that must not wait: each communicator has a thread
+// that does nothing else.
 struct nccl {
-    pthread_mutex_t lock; // guards comm: the abort comes from another thread
+    pthread_mutex_t lock; // guards comm; held while it is aborted
     ncclComm_t comm;      // NULL once aborted
     cudaStream_t stream;
     int rank;
+    pthread_t aborter;
+    pthread_mutex_t wish_lock;
+    pthread_cond_t wished;
+    bool wish; // under wish_lock: to be aborted
 };
 
 static void load(void)
@@ -123,6 +129,21 @@ static enum status settle(struct nccl *n, const volatile uint32_t *stop, uint64_
     return s;
 }
 
+static void *abort_main(void *arg)
+{
+    struct nccl *n = arg;
+    pthread_mutex_lock(&n->wish_lock);
+    while (!n->wish)
+        pthread_cond_wait(&n->wished, &n->wish_lock);
+    pthread_mutex_unlock(&n->wish_lock);
+    pthread_mutex_lock(&n->lock);
+    if (n->comm)
+        (void)fine(lib.ncclCommAbort(n->comm), "ncclCommAbort");
+    n->comm = NULL;
+    pthread_mutex_unlock(&n->lock);
+    return NULL;
+}
+
 enum status nccl_create(const struct nccl_args *args, const volatile uint32_t *stop,
                         struct nccl **out, struct errmsg *e)
 {
@@ -132,6 +153,13 @@ enum status nccl_create(const struct nccl_args *args, const volatile uint32_t *s
     memcpy(u.internal, args->id, NCCL_ID_BYTES);
     struct nccl *n = mem_zalloc(1, sizeof *n);
     pthread_mutex_init(&n->lock, NULL);
+    pthread_mutex_init(&n->wish_lock, NULL);
+    pthread_cond_init(&n->wished, NULL);
+    int rc = pthread_create(&n->aborter, NULL, abort_main, n);
+    if (rc) {
+        free(n);
+        return errmsg_set(e, status_from_errno(rc), "NCCL: thread: %s", strerror(rc));
+    }
     n->stream = args->stream;
     n->rank = args->rank;
     ncclResult_t r = lib.ncclCommInitRankConfig(&n->comm, args->size, u, args->rank, &config);
@@ -179,16 +207,21 @@ enum status nccl_all_reduce(struct nccl *n, float *buf, size_t count)
 
 void nccl_abort(struct nccl *n)
 {
-    pthread_mutex_lock(&n->lock);
-    if (n->comm)
-        (void)fine(lib.ncclCommAbort(n->comm), "ncclCommAbort");
-    n->comm = NULL;
-    pthread_mutex_unlock(&n->lock);
+    pthread_mutex_lock(&n->wish_lock);
+    n->wish = true;
+    pthread_cond_signal(&n->wished);
+    pthread_mutex_unlock(&n->wish_lock);
 }
 
 bool nccl_failed(struct nccl *n)
 {
-    return look(n, "NCCL") < 0;
+    ncclResult_t r = ncclSuccess;
+    if (pthread_mutex_trylock(&n->lock))
+        return false; // being aborted
+    bool failed = n->comm && (lib.ncclCommGetAsyncError(n->comm, &r) != ncclSuccess ||
+                              (r != ncclSuccess && r != ncclInProgress));
+    pthread_mutex_unlock(&n->lock);
+    return failed;
 }
 
 // Aborting also where all went well: the ranks of a group do not end at the same time, and a
@@ -198,6 +231,9 @@ void nccl_destroy(struct nccl *n)
     if (!n)
         return;
     nccl_abort(n);
+    pthread_join(n->aborter, NULL);
+    pthread_cond_destroy(&n->wished);
+    pthread_mutex_destroy(&n->wish_lock);
     pthread_mutex_destroy(&n->lock);
     free(n);
 }

@@ -29,7 +29,7 @@ enum status nccl_create(const struct nccl_args *args, const volatile uint32_t *s
 // In place: this rank's slice is at packed + rank * bytes.
 enum status nccl_all_gather(struct nccl *n, void *packed, size_t bytes) STATUS_MUST_USE;
 enum status nccl_all_reduce(struct nccl *n, float *buf, size_t count) STATUS_MUST_USE;
-// From any thread, once: what is enqueued ends.
+// From any thread, does not wait: a thread of the communicator ends what is enqueued.
 void nccl_abort(struct nccl *n);
 bool nccl_failed(struct nccl *n);  // an asynchronous error was reported
 void nccl_destroy(struct nccl *n); // NULL is fine
