@@ -94,7 +94,8 @@ void comm_local_destroy(struct comm_local *l)
 
 struct comm *comm_local_rank(struct comm_local *l, int rank)
 {
-    static const struct comm_body body = {local_all_gather, local_wake, local_destroy};
+    static const struct comm_body body = {
+        .all_gather = local_all_gather, .wake = local_wake, .destroy = local_destroy};
     assert(rank >= 0 && rank < l->size);
     struct local_rank *r = mem_zalloc(1, sizeof *r);
     r->comm.body = &body;

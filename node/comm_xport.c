@@ -151,7 +151,20 @@ static void xcomm_destroy(struct comm *c)
     free(x);
 }
 
-static const struct comm_body xcomm_body = {xcomm_all_gather, xcomm_wake, xcomm_destroy};
+static enum status xcomm_poll(struct comm *c)
+{
+    struct comm_xport *x = xcomm_of(c);
+    enum status s = lane_hub_poll(x->hub);
+    for (uint32_t i = 0; i < (uint32_t)c->size && s >= 0; i++)
+        if (i != (uint32_t)c->rank)
+            s = lane_hub_peer(x->hub, x->ranks[i]);
+    return s >= 0 ? STATUS_OK : s;
+}
+
+static const struct comm_body xcomm_body = {.all_gather = xcomm_all_gather,
+                                            .wake = xcomm_wake,
+                                            .destroy = xcomm_destroy,
+                                            .poll = xcomm_poll};
 
 static int find_own(const struct lane_hub *h, const struct comm_xport_config *config)
 {

@@ -37,8 +37,18 @@ static void wake_worker(struct worker *w)
             lane_hub_wake(w->hubs[k]);
 }
 
+// A worker that waits for its device looks at no link: the collectives are told as well.
+static void abort_comm(struct worker *w, uint64_t epoch)
+{
+    pthread_mutex_lock(&w->lock);
+    if (w->comm && w->comm_epoch <= epoch)
+        comm_abort(w->comm);
+    pthread_mutex_unlock(&w->lock);
+}
+
 static void abort_epoch(struct engine_model *m, uint64_t epoch)
 {
+    abort_comm(&m->worker, epoch);
     for (int k = 0; k < XPORT_KINDS; k++)
         if (m->worker.hubs[k])
             lane_hub_abort(m->worker.hubs[k], epoch);
@@ -133,6 +143,7 @@ static struct rank_progress model_progress(struct engine *e, uint64_t now_us)
     struct rank_progress r = {0};
     pthread_mutex_lock(&w->lock);
     if (w->comm) {
+        comm_progress_refresh(w->comm, now_us);
         const struct comm_progress *p = comm_progress(w->comm);
         uint64_t changed = atomic_load_explicit(&p->changed_us, memory_order_relaxed);
         r.step = atomic_load_explicit(&p->step, memory_order_relaxed);

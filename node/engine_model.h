@@ -9,6 +9,7 @@
 struct engine_model_config {
     enum kern_backend backend;
     int threads;       // CPU: 0 = all that this process may use
+    int device;        // CUDA: which of the GPUs that this process sees
     const char *bind;  // address to listen on for ranks of other hosts; copied
     uint32_t max_seqs; // slots; the four below must be equal on all ranks of a replica
     uint32_t max_rows; // rows of one step

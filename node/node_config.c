@@ -11,7 +11,8 @@
 
 // Pointers, so that an absent key can be told from a zero.
 struct node_numbers {
-    int64_t *threads, *max_seqs, *max_rows, *context, *kv_tokens, *block_tokens, *prefill_chunk;
+    int64_t *device, *threads, *max_seqs, *max_rows, *context, *kv_tokens, *block_tokens,
+        *prefill_chunk;
     int64_t *mock_step_us, *mock_row_us, *mock_vocab;
 };
 struct node_yaml {
@@ -27,23 +28,12 @@ struct node_yaml {
                         number.key)
 
 static const cyaml_schema_field_t fields[] = {
-    TEXT(name),
-    TEXT(coordinator),
-    TEXT(host),
-    TEXT(backend),
-    TEXT(engine),
-    TEXT(bind),
-    NUMBER(threads),
-    NUMBER(max_seqs),
-    NUMBER(max_rows),
-    NUMBER(context),
-    NUMBER(kv_tokens),
-    NUMBER(block_tokens),
-    NUMBER(prefill_chunk),
-    NUMBER(mock_step_us),
-    NUMBER(mock_row_us),
-    NUMBER(mock_vocab),
-    CYAML_FIELD_END,
+    TEXT(name),           TEXT(coordinator),     TEXT(host),
+    TEXT(backend),        TEXT(engine),          TEXT(bind),
+    NUMBER(device),       NUMBER(threads),       NUMBER(max_seqs),
+    NUMBER(max_rows),     NUMBER(context),       NUMBER(kv_tokens),
+    NUMBER(block_tokens), NUMBER(prefill_chunk), NUMBER(mock_step_us),
+    NUMBER(mock_row_us),  NUMBER(mock_vocab),    CYAML_FIELD_END,
 };
 static const cyaml_schema_value_t schema = {
     CYAML_VALUE_MAPPING(CYAML_FLAG_POINTER, struct node_yaml, fields),
@@ -93,6 +83,7 @@ enum status node_file_load(const char *path, struct node_file *f, struct errmsg 
     take_text(&f->backend, &y->text.backend);
     take_text(&f->engine, &y->text.engine);
     take_text(&f->bind, &y->text.bind);
+    take_number(&f->device, y->number.device);
     take_number(&f->threads, y->number.threads);
     take_number(&f->max_seqs, y->number.max_seqs);
     take_number(&f->max_rows, y->number.max_rows);
@@ -121,6 +112,7 @@ enum status node_file_check(const struct node_file *f, struct errmsg *e)
         const char *key;
         int64_t value, min, max;
     } ranges[] = {
+        {"device", f->device, 0, 1023},
         {"threads", f->threads, 0, 1024},
         {"max_seqs", f->max_seqs, 1, 4096},
         {"max_rows", f->max_rows, 1, 65536},

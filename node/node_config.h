@@ -14,6 +14,7 @@ struct node_file {
     char *backend;         // "cpu", "cuda"
     char *engine;          // "model", "mock"
     char *bind;            // address that other ranks reach us at over TCP; "127.0.0.1"
+    int64_t device;        // which GPU; for backend cuda
     int64_t threads;       // 0 = all cores this process may use
     int64_t max_seqs;      // sequences computed at once
     int64_t max_rows;      // token rows of one step

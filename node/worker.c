@@ -118,6 +118,7 @@ static void worker_publish_comm(struct worker *w, struct comm *comm)
 {
     pthread_mutex_lock(&w->lock);
     w->comm = comm;
+    w->comm_epoch = w->state->form.epoch;
     pthread_mutex_unlock(&w->lock);
 }
 
@@ -127,12 +128,13 @@ void worker_unlink(struct worker *w)
     worker_publish_comm(w, NULL);
     if (s->shard)
         model_shard_attach(s->shard, NULL);
+    worker_hidden_close(w);
     comm_destroy(s->comm);
     s->comm = NULL;
     slots_destroy(s->slots);
     s->slots = NULL;
     s->hub = NULL;
-    s->agree_rx = s->plan_rx = s->result_rx = s->result_tx = s->hidden_rx = s->hidden_tx = NULL;
+    s->agree_rx = s->plan_rx = s->result_rx = s->result_tx = NULL;
     memset(s->agree_tx, 0, sizeof s->agree_tx);
     memset(s->plan_tx, 0, sizeof s->plan_tx);
     s->phase = WORKER_IDLE;
@@ -298,12 +300,6 @@ static size_t plan_bytes_max(const struct worker *w)
     return step_plan_max_bytes(&limits);
 }
 
-size_t worker_hidden_bytes(const struct worker *w, size_t rows)
-{
-    return sizeof(struct hidden_header) +
-           rows * (size_t)w->state->shard->config.hidden * sizeof(float);
-}
-
 static enum status open_lane(struct worker *w, bool tx, const struct lane_config *config,
                              struct lane **lane, struct errmsg *e)
 {
@@ -331,16 +327,8 @@ static enum status open_lanes(struct worker *w, struct errmsg *e)
         if (rc == STATUS_OK)
             rc = open_lane(w, me == 0, &plan, me == 0 ? &s->plan_tx[r] : &s->plan_rx, e);
     }
-    struct lane_config hidden = {.channel = CHANNEL_HIDDEN, .slots = 2};
-    hidden.slot_bytes = worker_hidden_bytes(w, w->config.max_rows);
-    if (rc == STATUS_OK && f->my_stage > 0) {
-        hidden.peer = me - f->tensor;
-        rc = open_lane(w, false, &hidden, &s->hidden_rx, e);
-    }
-    if (rc == STATUS_OK && f->my_stage + 1 < f->stages) {
-        hidden.peer = me + f->tensor;
-        rc = open_lane(w, true, &hidden, &s->hidden_tx, e);
-    }
+    if (rc == STATUS_OK)
+        rc = worker_hidden_open(w, e);
     struct lane_config result = {.channel = CHANNEL_RESULT, .slots = depth};
     result.slot_bytes = step_result_max_bytes(w->config.max_seqs);
     if (rc == STATUS_OK && last != 0 && me == 0) {
@@ -366,6 +354,21 @@ static enum status open_comm(struct worker *w, struct errmsg *e)
         ranks[t] = s->form.my_stage * s->form.tensor + t;
     struct comm_xport_config config = {.ranks = ranks, .n = s->form.tensor};
     return comm_create_xport(s->hub, &config, &s->comm, e);
+}
+
+static void share_comm(void *worker, struct comm *c)
+{
+    worker_publish_comm(worker, c);
+}
+
+// Once the ranks know each other.
+static enum status open_device_comm(struct worker *w, struct errmsg *e)
+{
+    struct worker_state *s = w->state;
+    if (s->form.tensor == 1 || kern_backend(s->kern) != KERN_CUDA)
+        return STATUS_OK;
+    struct comm_cuda_config config = {.host = s->comm, .k = s->kern, .share = share_comm, .arg = w};
+    return comm_create_cuda(&config, &s->comm, e);
 }
 
 static enum status choose_transport(struct worker *w, const struct msg_link *l, struct errmsg *e)
@@ -425,6 +428,10 @@ static void take_link(struct worker *w, const struct msg_link *l)
     enum status rc = connect_group(w, l, &e);
     if (rc == STATUS_OK)
         rc = worker_agree(w, &e);
+    if (rc == STATUS_OK)
+        rc = open_device_comm(w, &e);
+    if (rc == STATUS_OK)
+        rc = worker_hidden_join(w, &e);
     if (rc != STATUS_OK) {
         report_formed(w, rc, e.text);
         worker_unlink(w);
@@ -496,7 +503,7 @@ static void wait_for_work(struct worker *w)
 
 static bool open_state(struct worker *w)
 {
-    struct kern_config kern = {.threads = w->config.threads};
+    struct kern_config kern = {.threads = w->config.threads, .device = w->config.device};
     struct errmsg e = {0};
     w->state = mem_zalloc(1, sizeof *w->state);
     enum status rc = kern_open(w->config.backend, &kern, &w->state->kern, &e);

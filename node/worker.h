@@ -40,7 +40,8 @@ struct worker {
     uint64_t dissolve;       // leave this epoch and older ones
     bool quit;
     char uuid[ENGINE_UUID_BYTES]; // of the GPU; "" = none, or not open yet
-    struct comm *comm; // of the linked replica, else NULL: its progress, for the heartbeat thread
+    struct comm *comm;   // of the linked replica, else NULL: its progress, for the heartbeat thread
+    uint64_t comm_epoch; // that `comm` belongs to
 
     struct spsc plans, plans_free;   // struct worker_plan
     struct spsc events, events_free; // struct worker_event

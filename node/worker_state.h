@@ -1,6 +1,8 @@
 // What the worker's two files share: worker.c forms and links, worker_step.c computes.
 #pragma once
 
+#include "kernels/cuda_comm.h"
+#include "node/comm_cuda.h"
 #include "node/comm_xport.h"
 #include "node/lane.h"
 #include "node/model/forward.h"
@@ -16,12 +18,16 @@ enum {
     CHANNEL_PLAN,   // lead -> every rank
     CHANNEL_HIDDEN, // rank (s, t) -> (s + 1, t)
     CHANNEL_RESULT, // (S - 1, 0) -> lead
+    CHANNEL_PIPE,   // rank (s + 1, t) -> (s, t): where on its GPU hidden states may be put, once
 };
 
-// Before the rows of a hidden message.
+// A hidden message: this, then the rows; or this alone, and the rows are in a slot of the pipe
+// between the two GPUs.
 struct hidden_header {
     uint64_t step, rows;
+    uint64_t place; // 0: the rows follow; else 1 + slot
 };
+enum { HIDDEN_SLOTS = 2 }; // of the lane, and of the pipe: message i uses slot i % 2
 
 //  IDLE --FORM--> PREPARED --LINK--> LINKED --fault--> BROKEN
 //   ^                |                  |                |
@@ -48,6 +54,9 @@ struct worker_state {
     size_t plan_bytes; // longest plan that fits the lanes
     struct lane *result_rx, *result_tx;
     struct lane *hidden_rx, *hidden_tx;
+    struct lane *pipe_rx, *pipe_tx;       // notes of cuda_pipe
+    struct cuda_pipe *pipe_in, *pipe_out; // NULL: hidden states go through host memory
+    uint64_t hidden_sent;                 // messages
 
     // Scratch of a step, kept between steps.
     struct plan_decoder decoder;
@@ -65,7 +74,23 @@ void worker_event_post(struct worker *w, struct worker_event *x);
 void worker_report_fault(struct worker *w, enum status status, const char *text, int rank);
 void worker_unlink(struct worker *w);
 struct slots_config worker_limits(const struct worker *w);
-size_t worker_hidden_bytes(const struct worker *w, size_t rows);
+
+// worker_hidden.c: what goes from stage to stage.
+enum status worker_hidden_open(struct worker *w, struct errmsg *e); // lanes; before connecting
+enum status worker_hidden_join(struct worker *w, struct errmsg *e); // pipes; after agreeing
+void worker_hidden_close(struct worker *w);
+// A message that was taken from the lane, checked: points into it.
+struct hidden_rows {
+    uint64_t step, rows;
+    uint64_t place;
+    const float *host; // NULL: in the pipe
+};
+enum status worker_hidden_read(const struct worker *w, const void *bytes, size_t n,
+                               struct hidden_rows *out);
+// The rows are where the next forward_run finds them: sets b's fields.
+enum status worker_hidden_take(struct worker *w, const struct hidden_rows *h,
+                               struct forward_batch *b);
+enum status worker_hidden_pass_on(struct worker *w, const struct forward_batch *b);
 
 // After connecting: every rank checks that it has the lead's model and limits.
 STATUS_MUST_USE enum status worker_agree(struct worker *w, struct errmsg *e);

@@ -21,12 +21,14 @@ static bool is_last_stage(const struct worker_state *s)
 }
 
 // The rank to blame for a failure that came from the group: the peer whose link was lost first,
-// else this rank itself.
+// else the one that a collective waited for, else this rank itself.
 static int suspect(const struct worker_state *s)
 {
     uint32_t rank;
     if (s->hub && lane_hub_fault(s->hub, &rank) != STATUS_OK)
         return (int)rank;
+    if (s->comm && comm_suspect(s->comm) >= 0)
+        return (int)(s->form.my_stage * s->form.tensor) + comm_suspect(s->comm);
     return (int)(s->form.my_stage * s->form.tensor + s->form.my_tensor);
 }
 
@@ -44,11 +46,13 @@ static void fail(struct worker *w, enum status rc, const char *text)
 struct agreement {
     uint64_t fingerprint;
     struct slots_config limits;
+    uint32_t backend; // enum kern_backend: no two give the same bits
 };
 
 static struct agreement mine(const struct worker *w)
 {
-    return (struct agreement){w->state->shard->fingerprint, worker_limits(w)};
+    return (struct agreement){w->state->shard->fingerprint, worker_limits(w),
+                              (uint32_t)kern_backend(w->state->kern)};
 }
 
 static enum status compare(const struct agreement *here, const struct agreement *lead,
@@ -69,6 +73,7 @@ static enum status compare(const struct agreement *here, const struct agreement 
         {"kv blocks", a->kv_blocks, b->kv_blocks},
         {"block_tokens", a->block_tokens, b->block_tokens},
         {"vocabulary", a->vocab, b->vocab},
+        {"backend", here->backend, lead->backend},
     };
     for (size_t i = 0; i < sizeof pairs / sizeof *pairs; i++)
         if (pairs[i].here != pairs[i].there)
@@ -197,35 +202,25 @@ static enum status deliver(struct worker *w, const struct step_result *r)
 // ---- computing
 // ----------------------------------------------------------------------------------------
 
-static enum status pass_on(struct worker *w, const struct slots_batch *b)
-{
-    struct worker_state *s = w->state;
-    void *slot;
-    enum status rc = lane_reserve_wait(s->hidden_tx, -1, &slot);
-    if (rc != STATUS_OK)
-        return rc;
-    struct hidden_header header = {.step = b->batch.step, .rows = b->batch.rows};
-    memcpy(slot, &header, sizeof header);
-    rc = forward_hidden(s->shard, b->batch.rows, (float *)((char *)slot + sizeof header));
-    if (rc != STATUS_OK)
-        return rc;
-    return lane_commit(s->hidden_tx, worker_hidden_bytes(w, b->batch.rows));
-}
-
-static enum status compute(struct worker *w, const struct step_plan *plan, const float *hidden,
-                           struct errmsg *e)
+static enum status compute(struct worker *w, const struct step_plan *plan,
+                           const struct hidden_rows *hidden, struct errmsg *e)
 {
     struct worker_state *s = w->state;
     struct slots_batch b;
     enum status rc = slots_apply(s->slots, plan, &b, e);
     if (rc != STATUS_OK)
         return rc;
-    b.batch.hidden = hidden;
+    if (hidden && (hidden->rows != b.batch.rows || hidden->step != b.batch.step))
+        return errmsg_set(e, STATUS_LINK_PROTOCOL, "hidden states of another step");
+    if (hidden)
+        rc = worker_hidden_take(w, hidden, &b.batch);
+    if (rc != STATUS_OK)
+        return rc;
     rc = forward_run(s->shard, &b.batch, e);
     if (rc != STATUS_OK)
         return rc;
     if (!is_last_stage(s))
-        return pass_on(w, &b);
+        return worker_hidden_pass_on(w, &b.batch);
     if (s->form.my_tensor != 0)
         return STATUS_OK;
     struct step_result result;
@@ -233,7 +228,8 @@ static enum status compute(struct worker *w, const struct step_plan *plan, const
     return rc == STATUS_OK ? deliver(w, &result) : rc;
 }
 
-static void compute_plan(struct worker *w, const void *bytes, size_t n, const float *hidden)
+static void compute_plan(struct worker *w, const void *bytes, size_t n,
+                         const struct hidden_rows *hidden)
 {
     struct worker_state *s = w->state;
     struct errmsg e = {0};
@@ -312,15 +308,6 @@ static bool lead_plans(struct worker *w)
 // ---- the other ranks
 // --------------------------------------------------------------------------------------
 
-static bool check_hidden(struct worker *w, const void *bytes, size_t n)
-{
-    struct hidden_header header;
-    if (n < sizeof header)
-        return false;
-    memcpy(&header, bytes, sizeof header);
-    return header.rows <= w->config.max_rows && n == worker_hidden_bytes(w, header.rows);
-}
-
 static bool follow(struct worker *w)
 {
     struct worker_state *s = w->state;
@@ -335,13 +322,12 @@ static bool follow(struct worker *w)
         fail(w, rc, "waiting for a step");
         return true;
     }
-    if (hidden && !check_hidden(w, hidden, hidden_n)) {
+    struct hidden_rows rows;
+    if (hidden && worker_hidden_read(w, hidden, hidden_n, &rows) != STATUS_OK) {
         fail(w, STATUS_LINK_PROTOCOL, "hidden states of a wrong size");
         return true;
     }
-    compute_plan(w, plan, plan_n,
-                 hidden ? (const float *)((const char *)hidden + sizeof(struct hidden_header))
-                        : NULL);
+    compute_plan(w, plan, plan_n, hidden ? &rows : NULL);
     if (s->phase != WORKER_LINKED)
         return true;
     lane_release(s->plan_rx);

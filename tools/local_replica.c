@@ -9,6 +9,8 @@
 #include <string.h>
 
 #include "base/mem.h"
+#include "kernels/cuda_comm.h"
+#include "node/comm_cuda.h"
 #include "node/comm_local.h"
 #include "tools/cmdline.h"
 
@@ -54,15 +56,37 @@ static int context_blocks(int context)
     return (context + MODEL_BLOCK_TOKENS - 1) / MODEL_BLOCK_TOKENS;
 }
 
+// Ranks are dealt out to the GPUs in order.
+static int device_of(const struct rank *k)
+{
+    struct errmsg e = {0}; // kern_open says what is wrong
+    const struct cuda_comm_ops *cuda = k->r->args.backend == KERN_CUDA ? kern_cuda_comm(&e) : NULL;
+    int n = cuda ? cuda->devices() : 0;
+    return n ? (k->stage * k->r->args.tensors + k->tensor) % n : 0;
+}
+
+static enum status join_devices(struct rank *k)
+{
+    if (k->r->args.backend != KERN_CUDA || k->r->args.tensors == 1)
+        return STATUS_OK;
+    struct comm_cuda_config config = {.host = k->comm, .k = k->kern};
+    return comm_create_cuda(&config, &k->comm, &k->error);
+}
+
 static enum status rank_open(struct rank *k)
 {
     const struct local_replica_args *a = &k->r->args;
     int threads = a->threads / a->tensors;
-    struct kern_config kc = {.threads = a->threads && threads < 1 ? 1 : threads};
-    enum status s = kern_open(a->backend, &kc, &k->kern, &k->error);
-    if (s != STATUS_OK)
-        return s;
+    struct kern_config kc = {.threads = a->threads && threads < 1 ? 1 : threads,
+                             .device = device_of(k)};
     k->comm = comm_local_rank(k->r->comms[k->stage], k->tensor);
+    enum status s = kern_open(a->backend, &kc, &k->kern, &k->error);
+    if (s == STATUS_OK)
+        s = join_devices(k);
+    if (s != STATUS_OK) {
+        comm_abort(k->comm); // the others may wait for this one
+        return s;
+    }
     struct model_shard_args args = {
         .source = a->source,
         .rank = {k->stage, a->stages, k->tensor, a->tensors},

@@ -17,7 +17,7 @@
 
 struct options {
     const char *config, *name, *coordinator, *host, *backend, *engine, *bind;
-    int64_t threads, max_seqs, max_rows, context, kv_tokens, block_tokens, prefill_chunk;
+    int64_t device, threads, max_seqs, max_rows, context, kv_tokens, block_tokens, prefill_chunk;
     int64_t mock_step_us, mock_row_us, mock_vocab;
 };
 
@@ -41,6 +41,8 @@ static int parse(struct options *o, int argc, char **argv)
          .help = "ranks of equal labels use shared memory; default: this host's name"},
         {"--backend", CMDLINE_CHOICE, &o->backend, "B", .help = "what computes; default cpu",
          .choices = "cpu|cuda"},
+        {"--device", CMDLINE_INT, &o->device, "N", .help = "which GPU, for cuda; default 0",
+         .max = 1023},
         {"--engine", CMDLINE_CHOICE, &o->engine, "E",
          .help = "model, or mock: tokens from a hash in a set time; default model",
          .choices = "model|mock"},
@@ -87,6 +89,7 @@ static void apply(const struct options *o, struct node_file *f)
     cmdline_override(&f->backend, o->backend);
     cmdline_override(&f->engine, o->engine);
     cmdline_override(&f->bind, o->bind);
+    override_number(&f->device, o->device);
     override_number(&f->threads, o->threads);
     override_number(&f->max_seqs, o->max_seqs);
     override_number(&f->max_rows, o->max_rows);
@@ -116,6 +119,7 @@ static struct engine *create_model(void *user, void (*wake)(void *), void *arg, 
     struct engine_model_config config = {
         .backend = strcmp(f->backend, "cuda") ? KERN_CPU : KERN_CUDA,
         .threads = (int)f->threads,
+        .device = (int)f->device,
         .bind = f->bind,
         .max_seqs = (uint32_t)f->max_seqs,
         .max_rows = (uint32_t)f->max_rows,
@@ -164,7 +168,8 @@ static int run(struct node_file *f)
 
 int cmd_node(int argc, char **argv)
 {
-    struct options o = {.threads = -1,
+    struct options o = {.device = -1,
+                        .threads = -1,
                         .max_seqs = -1,
                         .max_rows = -1,
                         .context = -1,

@@ -12,6 +12,7 @@
 
 #include "base/limits.h"
 #include "base/log.h"
+#include "kernels/cuda_comm.h"
 #include "tools/cmd.h"
 #include "tools/cmdline.h"
 #include "tools/sample_model.h"
@@ -71,6 +72,16 @@ static int parse(struct up_options *o, int argc, char **argv)
     return cmdline_parse(&c, argc, argv, NULL, NULL);
 }
 
+// GPUs that the nodes are dealt out to; 0 when there are none.
+static int64_t count_devices(const struct up_options *o)
+{
+    const struct cuda_comm_ops *cuda = NULL;
+    struct errmsg e = {0};
+    if (!strcmp(o->backend, "cuda") && strcmp(o->engine, "mock"))
+        cuda = kern_cuda_comm(&e); // the nodes say what is wrong when it fails
+    return cuda ? cuda->devices() : 0;
+}
+
 // Says what does not fit and returns false.
 static bool check(struct up_options *o)
 {
@@ -111,6 +122,7 @@ int cmd_up(int argc, char **argv)
     int rc = parse(&o, argc, argv);
     if (rc == CMDLINE_GO) {
         int64_t nodes = o.replicas * o.stages * o.tensor;
+        o.devices = count_devices(&o);
         if (o.threads == 0)
             o.threads = cores() > nodes ? cores() / nodes : 1;
         log_set_who("up");

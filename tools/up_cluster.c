@@ -107,6 +107,8 @@ static void plan_node(struct child *c, const struct up_options *o, int i)
     child_option(c, "--name", name);
     listen_option(c, "--coordinator", o->rpc);
     child_option(c, "--backend", o->backend);
+    if (o->devices) // ranks of one stage are neighbours, and on devices of their own where they can
+        child_option_int(c, "--device", (i - 1) % o->devices);
     child_option(c, "--engine", o->engine);
     child_option_int(c, "--threads", o->threads);
     if (strcmp(o->engine, "mock"))

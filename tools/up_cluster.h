@@ -8,6 +8,7 @@ enum { UP_NODES_MAX = 512 };
 struct up_options {
     const char *model, *backend, *transport, *engine;
     const char *log_dir; // NULL = the processes write to our stderr
+    int64_t devices;     // GPUs; node i computes on device (i - 1) % devices. 0: not said
     int64_t replicas, stages, tensor;
     int64_t http, rpc; // ports; 0 = any free one
     int64_t threads;   // of each node

@@ -64,8 +64,7 @@ static enum status gather(struct pass *p, struct kern_buf *buf, size_t rows, siz
 {
     if (p->s->rank.tensors == 1 || rows == 0)
         return STATUS_OK;
-    enum status st = kern_sync(p->k);
-    return st == STATUS_OK ? comm_all_gather(p->s->comm, kern_buf_ptr(buf), rows, part) : st;
+    return comm_gather(p->s->comm, p->k, buf, rows, part);
 }
 
 static void norm(struct pass *p, struct kern_buf *gamma, struct kern_view x, struct kern_view out,
@@ -485,6 +484,8 @@ static void enter(struct pass *p, const struct forward_batch *b)
                                                    .out = dense(p->x, 0, stride)});
         return;
     }
+    if (b->hidden_there)
+        return;
     if (stride == hidden)
         kern_upload(p->x, 0, b->hidden, b->rows * hidden);
     else
@@ -517,8 +518,9 @@ enum status forward_run(struct model_shard *s, const struct forward_batch *b, st
         st = layer(&p);
     if (st == STATUS_OK && s->plan.last_stage)
         st = logits(&p);
-    if (st == STATUS_OK)
-        st = kern_sync(p.k);
+    // Also after a failure: peers and device may be in the middle of what was enqueued.
+    enum status synced = comm_sync(s->comm, p.k);
+    st = st == STATUS_OK ? synced : st;
     report_step(&p, 0);
     return st == STATUS_OK
                ? st

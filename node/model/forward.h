@@ -18,6 +18,7 @@ struct forward_batch {
     size_t rows;           // 1 .. max_rows
     const int32_t *tokens; // [rows], first stage
     const float *hidden;   // [rows][hidden], later stages: what the stage before gave out
+    bool hidden_there;     // it is in the shard's b.x already
     const int32_t *seq;    // [rows] index into seqs
     const int32_t *pos;    // [rows]
     const struct forward_seq *seqs;

@@ -167,11 +167,6 @@ enum status model_shard_open(const struct model_shard_args *args, struct model_s
 {
     assert(args->max_rows > 0 && args->max_seqs > 0 && args->kv_blocks > 0);
     assert(args->max_context >= 0 && args->max_logits >= 0 && args->block_tokens >= 0);
-    // The collectives of node/comm.h work on host memory.
-    if (args->rank.tensors > 1 && kern_backend(args->kern) == KERN_CUDA)
-        return errmsg_set(e, STATUS_UNSUPPORTED,
-                          "tensor %d: backend cuda has no collectives yet; stages work",
-                          args->rank.tensors);
     struct model_shard *s = mem_zalloc(1, sizeof *s);
     s->kern = args->kern;
     s->rank = args->rank;

@@ -1,5 +1,5 @@
 // Whole models on the CUDA body: the goldens' logits, every greedy choice that is not a near tie,
-// and the same bits whatever company or chunking a row is computed in.
+// and the same bits whatever company, chunking or split over tensor ranks a row is computed in.
 #include <jansson.h>
 #include <math.h>
 
@@ -12,11 +12,11 @@
 enum { SKIPPED = 77, MAX_ROWS = 256, PROMPT = 32, GREEDY = 32 };
 static const double error_max = 2e-2, tie = 0.05;
 
-static struct local_replica *open_replica(const char *dir, enum kern_backend backend)
+static struct local_replica *open_replica(const char *dir, enum kern_backend backend, int tensors)
 {
     struct local_replica_args a = {.source = {.dir = dir},
                                    .stages = 1,
-                                   .tensors = 1,
+                                   .tensors = tensors,
                                    .backend = backend,
                                    .max_context = 512,
                                    .max_seqs = 2,
@@ -82,10 +82,27 @@ static int wrong_choices(const float *x, const float *ref, int n, int vocab, int
     return wrong;
 }
 
+// Two tensor ranks (on two GPUs where there are two) give the bits of one.
+static void check_split(const char *name, const char *dir, const int32_t *ids, int n,
+                        const float *whole)
+{
+    static const int chunks[] = {1, MAX_ROWS};
+    struct local_replica *r = open_replica(dir, KERN_CUDA, 2);
+    size_t all = (size_t)n * (size_t)local_replica_config(r)->vocab;
+    for (size_t i = 0; i < sizeof chunks / sizeof *chunks; i++) {
+        float *got = all_logits(r, 0, ids, n, chunks[i]);
+        if (memcmp(got, whole, all * sizeof *got) != 0)
+            fail_msg("%s: two tensor ranks, chunks of %d give other bits, relative difference %.2e",
+                     name, chunks[i], relative_error(got, whole, all));
+        free(got);
+    }
+    local_replica_close(r);
+}
+
 static void check_model(const char *name, const char *dir, const int32_t *ids, int n)
 {
-    struct local_replica *cuda = open_replica(dir, KERN_CUDA);
-    struct local_replica *cpu = open_replica(dir, KERN_CPU);
+    struct local_replica *cuda = open_replica(dir, KERN_CUDA, 1);
+    struct local_replica *cpu = open_replica(dir, KERN_CPU, 1);
     int vocab = local_replica_config(cpu)->vocab, ties = 0;
     size_t all = (size_t)n * (size_t)vocab;
     float *want = all_logits(cpu, 0, ids, n, MAX_ROWS), *got = all_logits(cuda, 0, ids, n, n);
@@ -103,10 +120,11 @@ static void check_model(const char *name, const char *dir, const int32_t *ids, i
                      relative_error(cut, got, all));
         free(cut);
     }
-    free(want);
-    free(got);
     local_replica_close(cuda);
     local_replica_close(cpu);
+    check_split(name, dir, ids, n, got);
+    free(want);
+    free(got);
 }
 
 static void check_golden(const char *name)
