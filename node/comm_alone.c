@@ -11,6 +11,11 @@ static enum status alone_all_gather(struct comm *c, float *buf, size_t rows, siz
     return STATUS_OK;
 }
 
+static enum status alone_gather(struct comm *c, struct kern_buf *buf, size_t rows, size_t part)
+{
+    return STATUS_OK;
+}
+
 static void alone_wake(struct comm *c)
 {
 }
@@ -22,7 +27,10 @@ static void alone_destroy(struct comm *c)
 
 struct comm *comm_create_alone(int size, int rank)
 {
-    static const struct comm_body body = {alone_all_gather, alone_wake, alone_destroy};
+    static const struct comm_body body = {.all_gather = alone_all_gather,
+                                          .wake = alone_wake,
+                                          .destroy = alone_destroy,
+                                          .gather = alone_gather};
     assert(size >= 1 && rank >= 0 && rank < size);
     struct comm *c = mem_zalloc(1, sizeof *c);
     c->body = &body;
