@@ -5,6 +5,7 @@
 
 #include "kernels/kern.h"
 #include "node/engine.h"
+#include "node/model/source.h"
 
 struct engine_model_config {
     enum kern_backend backend;
@@ -17,7 +18,9 @@ struct engine_model_config {
     uint64_t
         kv_tokens; // tokens that the KV cache holds; 0 = 4 contexts, at most 2 GiB over all stages
     uint32_t block_tokens;
-    uint32_t spin_us; // how long a waiting worker polls before it sleeps
+    uint32_t spin_us;               // how long a waiting worker polls before it sleeps
+    bool random_weights;            // made from the folder's config.json; no weights are read
+    enum model_precision precision; // of random weights
 };
 
 // `wake(arg)` comes from the engine's thread when poll has something. NO_DEVICE, NO_MEMORY...: NULL

@@ -28,12 +28,13 @@ struct node_yaml {
                         number.key)
 
 static const cyaml_schema_field_t fields[] = {
-    TEXT(name),           TEXT(coordinator),     TEXT(host),
-    TEXT(backend),        TEXT(engine),          TEXT(bind),
-    NUMBER(device),       NUMBER(threads),       NUMBER(max_seqs),
-    NUMBER(max_rows),     NUMBER(context),       NUMBER(kv_tokens),
-    NUMBER(block_tokens), NUMBER(prefill_chunk), NUMBER(mock_step_us),
-    NUMBER(mock_row_us),  NUMBER(mock_vocab),    CYAML_FIELD_END,
+    TEXT(name),           TEXT(coordinator),    TEXT(host),
+    TEXT(backend),        TEXT(engine),         TEXT(random_weights),
+    TEXT(bind),           NUMBER(device),       NUMBER(threads),
+    NUMBER(max_seqs),     NUMBER(max_rows),     NUMBER(context),
+    NUMBER(kv_tokens),    NUMBER(block_tokens), NUMBER(prefill_chunk),
+    NUMBER(mock_step_us), NUMBER(mock_row_us),  NUMBER(mock_vocab),
+    CYAML_FIELD_END,
 };
 static const cyaml_schema_value_t schema = {
     CYAML_VALUE_MAPPING(CYAML_FLAG_POINTER, struct node_yaml, fields),
@@ -82,6 +83,7 @@ enum status node_file_load(const char *path, struct node_file *f, struct errmsg 
     take_text(&f->host, &y->text.host);
     take_text(&f->backend, &y->text.backend);
     take_text(&f->engine, &y->text.engine);
+    take_text(&f->random_weights, &y->text.random_weights);
     take_text(&f->bind, &y->text.bind);
     take_number(&f->device, y->number.device);
     take_number(&f->threads, y->number.threads);
@@ -135,6 +137,11 @@ enum status node_file_check(const struct node_file *f, struct errmsg *e)
     if (!one_of(f->engine, (const char *const[]){"model", "mock", NULL}))
         return errmsg_set(e, STATUS_BAD_CONFIG, "engine: '%s' is neither model nor mock",
                           f->engine);
+    if (f->random_weights &&
+        !one_of(f->random_weights, (const char *const[]){"published", "bf16", "fp8", "int8", NULL}))
+        return errmsg_set(e, STATUS_BAD_CONFIG,
+                          "random_weights: '%s' is none of published, bf16, fp8, int8",
+                          f->random_weights);
     return STATUS_OK;
 }
 
@@ -145,6 +152,7 @@ void node_file_finish(struct node_file *f)
     free(f->host);
     free(f->backend);
     free(f->engine);
+    free(f->random_weights);
     free(f->bind);
     *f = (struct node_file){0};
 }

@@ -140,6 +140,12 @@ void worker_unlink(struct worker *w)
     s->phase = WORKER_IDLE;
 }
 
+static struct model_source source_of(const struct worker *w, const char *dir)
+{
+    return (struct model_source){
+        .dir = dir, .random = w->config.random_weights, .precision = w->config.precision};
+}
+
 static bool same_shard(const struct worker_state *s, const struct msg_form *f)
 {
     return s->shard && !strcmp(s->shard_dir, f->model_dir) &&
@@ -150,13 +156,14 @@ static bool same_shard(const struct worker_state *s, const struct msg_form *f)
 // Somebody may have put another model into the folder: what is kept must not stand in the way of
 // ranks that were started since. A folder that cannot be read at the moment is no reason to drop
 // weights that are good.
-static bool shard_outdated(struct worker_state *s)
+static bool shard_outdated(const struct worker *w, struct worker_state *s)
 {
     uint64_t stamp = model_folder_stamp(s->shard_dir), fingerprint;
     if (stamp == s->shard_stamp)
         return false;
     struct errmsg e = {0};
-    if (model_folder_fingerprint(s->shard_dir, &fingerprint, &e) != STATUS_OK) {
+    const struct model_source source = source_of(w, s->shard_dir);
+    if (model_source_fingerprint(&source, &fingerprint, &e) != STATUS_OK) {
         log_warn("the model folder has changed, the weights in memory are kept: %s", e.text);
         return false;
     }
@@ -217,7 +224,7 @@ static enum status size_pool(const struct worker *w, const struct msg_form *f,
 static enum status load_shard(struct worker *w, const struct msg_form *f, struct errmsg *e)
 {
     struct worker_state *s = w->state;
-    if (same_shard(s, f) && !shard_outdated(s))
+    if (same_shard(s, f) && !shard_outdated(w, s))
         return STATUS_OK;
     model_shard_close(s->shard);
     s->shard = NULL;
@@ -231,7 +238,7 @@ static enum status load_shard(struct worker *w, const struct msg_form *f, struct
     s->load_tenth = -1;
     s->shard_stamp = model_folder_stamp(f->model_dir);
     struct model_shard_args args = {
-        .source = {.dir = f->model_dir},
+        .source = source_of(w, f->model_dir),
         .rank = {.stage = (int)f->my_stage,
                  .stages = (int)f->stages,
                  .tensor = (int)f->my_tensor,

@@ -16,7 +16,7 @@
 #include "tools/cmdline.h"
 
 struct options {
-    const char *config, *name, *coordinator, *host, *backend, *engine, *bind;
+    const char *config, *name, *coordinator, *host, *backend, *engine, *bind, *random_weights;
     int64_t device, threads, max_seqs, max_rows, context, kv_tokens, block_tokens, prefill_chunk;
     int64_t mock_step_us, mock_row_us, mock_vocab;
 };
@@ -46,6 +46,9 @@ static int parse(struct options *o, int argc, char **argv)
         {"--engine", CMDLINE_CHOICE, &o->engine, "E",
          .help = "model, or mock: tokens from a hash in a set time; default model",
          .choices = "model|mock"},
+        {"--random-weights", CMDLINE_CHOICE, &o->random_weights, "P",
+         .help = "made from the folder's config.json in this precision; for measuring",
+         .choices = "published|bf16|fp8|int8"},
         {"--bind", CMDLINE_STRING, &o->bind, "ADDRESS",
          .help = "where ranks of other hosts reach this one; default 127.0.0.1"},
         {"--threads", CMDLINE_INT, &o->threads, "N",
@@ -89,6 +92,7 @@ static void apply(const struct options *o, struct node_file *f)
     cmdline_override(&f->backend, o->backend);
     cmdline_override(&f->engine, o->engine);
     cmdline_override(&f->bind, o->bind);
+    cmdline_override(&f->random_weights, o->random_weights);
     override_number(&f->device, o->device);
     override_number(&f->threads, o->threads);
     override_number(&f->max_seqs, o->max_seqs);
@@ -127,7 +131,12 @@ static struct engine *create_model(void *user, void (*wake)(void *), void *arg, 
         .kv_tokens = (uint64_t)f->kv_tokens,
         .block_tokens = (uint32_t)f->block_tokens,
         .spin_us = 10,
+        .random_weights = f->random_weights != NULL,
     };
+    // "published" leaves it to config.json; the words were checked.
+    if (f->random_weights && strcmp(f->random_weights, "published") &&
+        model_precision_of(f->random_weights, &config.precision, e) != STATUS_OK)
+        return NULL;
     return engine_model_create(&config, wake, arg, e);
 }
 

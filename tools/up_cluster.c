@@ -111,6 +111,18 @@ static void plan_node(struct child *c, const struct up_options *o, int i)
         child_option_int(c, "--device", (i - 1) % o->devices);
     child_option(c, "--engine", o->engine);
     child_option_int(c, "--threads", o->threads);
+    if (o->random_weights)
+        child_option(c, "--random-weights", o->random_weights);
+    const struct {
+        const char *name;
+        int64_t value;
+    } sizes[] = {{"--max-seqs", o->max_seqs},
+                 {"--max-rows", o->max_rows},
+                 {"--context", o->context},
+                 {"--kv-tokens", o->kv_tokens}};
+    for (size_t j = 0; j < sizeof sizes / sizeof *sizes; j++)
+        if (sizes[j].value)
+            child_option_int(c, sizes[j].name, sizes[j].value);
     if (strcmp(o->engine, "mock"))
         return;
     child_option_int(c, "--mock-vocab", o->vocab);

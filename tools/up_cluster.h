@@ -7,11 +7,13 @@ enum { UP_NODES_MAX = 512 };
 
 struct up_options {
     const char *model, *backend, *transport, *engine;
-    const char *log_dir; // NULL = the processes write to our stderr
-    int64_t devices;     // GPUs; node i computes on device (i - 1) % devices. 0: not said
+    const char *log_dir;        // NULL = the processes write to our stderr
+    int64_t devices;            // GPUs; node i computes on device (i - 1) % devices. 0: not said
+    const char *random_weights; // NULL, or their precision
     int64_t replicas, stages, tensor;
-    int64_t http, rpc; // ports; 0 = any free one
-    int64_t threads;   // of each node
+    int64_t http, rpc;                              // ports; 0 = any free one
+    int64_t threads;                                // of each node
+    int64_t max_seqs, max_rows, context, kv_tokens; // of each node; 0 = its default
     int64_t ready_timeout_s;
     int64_t mock_step_us; // 0 = the mock's own
     int64_t vocab;        // of the model; the mock engine must not make other tokens

@@ -14,7 +14,7 @@ enum {
     DIM = 8192,
     REPEATS = 12,
     WORKSPACE = 32 << 20,
-    NOISE = 4 << 20,
+
     HOST_BYTES = 256 << 20
 };
 static_assert(2ull * DIM * DIM * 4 + WORKSPACE <= 2ull * COPY_BYTES, "operands and result fit");
@@ -102,11 +102,12 @@ static void copy_once(struct cuda *c, void *ctx)
 
 // What is multiplied: numbers of this type, sums of that, alpha of the third.
 static const struct kind {
+    enum kern_dtype dtype;
     cudaDataType_t in, out, scale;
     cublasComputeType_t compute;
-} kinds[] = {{CUDA_R_16BF, CUDA_R_16BF, CUDA_R_32F, CUBLAS_COMPUTE_32F},
-             {CUDA_R_8F_E4M3, CUDA_R_16BF, CUDA_R_32F, CUBLAS_COMPUTE_32F},
-             {CUDA_R_8I, CUDA_R_32I, CUDA_R_32I, CUBLAS_COMPUTE_32I}};
+} kinds[] = {{KERN_BF16, CUDA_R_16BF, CUDA_R_16BF, CUDA_R_32F, CUBLAS_COMPUTE_32F},
+             {KERN_FP8, CUDA_R_8F_E4M3, CUDA_R_16BF, CUDA_R_32F, CUBLAS_COMPUTE_32F},
+             {KERN_INT8, CUDA_R_8I, CUDA_R_32I, CUDA_R_32I, CUBLAS_COMPUTE_32I}};
 
 struct product {
     struct blas *blas;
@@ -123,31 +124,27 @@ static void product_once(struct cuda *c, void *ctx)
 {
     struct product *p = ctx;
     const size_t matrix = (size_t)DIM * DIM * 4; // of the widest
+    const size_t second = (size_t)DIM * DIM * kern_dtype_bytes(p->kind->dtype);
     const float one = 1, zero = 0;
     const int32_t one_i = 1, zero_i = 0;
     const bool integers = p->kind->scale == CUDA_R_32I;
     char *m = p->memory;
-    p->failed |=
-        p->blas->matmul(p->handle, p->desc, integers ? (const void *)&one_i : &one, m, p->in,
-                        m + matrix / 2, p->in, integers ? (const void *)&zero_i : &zero, m + matrix,
-                        p->out, m + matrix, p->out, &p->best.algo, m + 2 * matrix, WORKSPACE,
-                        c->stream) != 0;
+    p->failed |= p->blas->matmul(p->handle, p->desc, integers ? (const void *)&one_i : &one, m,
+                                 p->in, m + second, p->in, integers ? (const void *)&zero_i : &zero,
+                                 m + matrix, p->out, m + matrix, p->out, &p->best.algo,
+                                 m + 2 * matrix, WORKSPACE, c->stream) != 0;
 }
 
-// Products of random numbers: zeros would run faster. The pattern is harmless in all types: bf16
-// +-[0.5, 2), e4m3 and int8 bytes of no special meaning.
-static void fill_noise(struct cuda *c, char *memory, size_t bytes)
+// Both operands as random numbers of the kind: zeros, or any constant, would run faster.
+static void fill_noise(struct cuda *c, char *memory, const struct kind *kind)
 {
-    uint16_t *noise = mem_alloc(NOISE);
-    for (uint32_t i = 0, x = 1; i < NOISE / 2; i++) {
-        x = x * 1664525u + 1013904223u;
-        noise[i] = (uint16_t)(0x3f00 | (x >> 16 & 0x80ff)); // +-[0.5, 2)
-        if ((noise[i] & 0x7f) == 0x7f)
-            noise[i] ^= 1; // e4m3 NaN
-    }
-    for (size_t at = 0; at + NOISE <= bytes; at += NOISE)
-        cuda_check(c, cudaMemcpy(memory + at, noise, NOISE, cudaMemcpyHostToDevice), "noise");
-    free(noise);
+    cuda_noise(c, &(struct cuda_noise){.dtype = kind->dtype,
+                                       .p = memory,
+                                       .rows = 2 * DIM,
+                                       .cols = DIM,
+                                       .row_bytes = DIM * kern_dtype_bytes(kind->dtype),
+                                       .key = 1,
+                                       .amplitude = 1});
 }
 
 static bool product_open(struct product *p)
@@ -189,6 +186,7 @@ static void product_close(struct product *p)
 static double product_rate(struct cuda *c, struct blas *b, char *memory, const struct kind *kind)
 {
     struct product p = {.blas = b, .kind = kind, .memory = memory};
+    fill_noise(c, memory, kind);
     double s = product_open(&p) ? median_s(c, product_once, &p) : 0;
     product_close(&p);
     return s > 0 && !p.failed ? 2.0 * DIM * DIM * DIM / s * 1e-12 : 0;
@@ -226,7 +224,12 @@ hadal_cuda_limits(struct kern *k, struct kern_cuda_limits *out, struct errmsg *e
     enum status s = k->device->buf_alloc(&buf); // twice COPY_BYTES
     if (s != STATUS_OK)
         return errmsg_set(err, s, "%s: no memory to measure its limits with", k->describe);
-    fill_noise(c, buf.p, COPY_BYTES);
+    cuda_noise(c, &(struct cuda_noise){.dtype = KERN_BF16,
+                                       .p = buf.p,
+                                       .rows = 1,
+                                       .cols = COPY_BYTES / 2,
+                                       .key = 2,
+                                       .amplitude = 1});
     struct kern_cuda_limits l = {.copy_gb_s =
                                      2.0 * COPY_BYTES / median_s(c, copy_once, buf.p) * 1e-9,
                                  .host_gb_s = host_copy_rate(c, buf.p)};

@@ -76,12 +76,13 @@ enum status model_fingerprint(const struct model_source *source, const struct sa
     return STATUS_OK;
 }
 
-enum status model_folder_fingerprint(const char *dir, uint64_t *out, struct errmsg *e)
+enum status model_source_fingerprint(const struct model_source *source, uint64_t *out,
+                                     struct errmsg *e)
 {
     struct safetensors *files = NULL;
-    enum status s = safetensors_open_dir(dir, &files, e);
+    enum status s = source->random ? STATUS_OK : safetensors_open_dir(source->dir, &files, e);
     if (s == STATUS_OK)
-        s = model_fingerprint(&(struct model_source){.dir = dir}, files, out, e);
+        s = model_fingerprint(source, files, out, e);
     safetensors_close(files);
     return s;
 }

@@ -44,6 +44,10 @@ STATUS_MUST_USE enum status model_fingerprint(const struct model_source *s,
                                               const struct safetensors *files, uint64_t *out,
                                               struct errmsg *e);
 
+// The same; opens the files itself.
+STATUS_MUST_USE enum status model_source_fingerprint(const struct model_source *s, uint64_t *out,
+                                                     struct errmsg *e);
+
 // Whether a tensor of this name is among those that are quantized.
 bool model_quantizes(const char *name);
 

@@ -110,9 +110,6 @@ STATUS_MUST_USE enum status model_weights_list(const struct model_weights_args *
 // Also of a zeroed or partly loaded struct.
 void model_weights_unload(struct model_weights *w, const struct model_plan *plan);
 
-// model_fingerprint (source.h) of a folder.
-STATUS_MUST_USE enum status model_folder_fingerprint(const char *dir, uint64_t *out,
-                                                     struct errmsg *e);
 // Changes when a file of the folder is written or replaced: cheap, nothing is opened. 0: cannot be
 // read.
 uint64_t model_folder_stamp(const char *dir);
