@@ -1,9 +1,12 @@
 #include "tools/bench_engine.h"
 
 #include <stdlib.h>
+#include <string.h>
 
 #include "base/mem.h"
+#include "kernels/cuda_comm.h"
 #include "node/comm_alone.h"
+#include "node/comm_cuda.h"
 #include "tools/local_replica.h"
 
 static const float SPREAD = 1.7320508f; // uniform numbers of deviation 1
@@ -21,12 +24,35 @@ static void fill_gathered(struct bench_engine *b)
                                                                        .amplitude = SPREAD});
 }
 
+static int device_of(const struct bench_engine_args *a)
+{
+    struct errmsg e = {0}; // kern_open says what is wrong
+    const struct cuda_comm_ops *cuda =
+        a->group && !strcmp(a->backend, "cuda") ? kern_cuda_comm(&e) : NULL;
+    int n = cuda ? cuda->devices() : 0;
+    return n ? a->rank % n : 0;
+}
+
+// A rank that fails must not leave the others waiting.
+static enum status open_comm(struct bench_engine *b, enum status so_far, struct errmsg *e)
+{
+    const struct bench_engine_args *a = &b->args;
+    b->comm = a->group ? comm_local_rank(a->group, a->rank) : comm_create_alone(a->tensors, 0);
+    enum status s = so_far;
+    if (s == STATUS_OK && a->group && a->tensors > 1 && kern_backend(b->kern) == KERN_CUDA) {
+        struct comm_cuda_config config = {.host = b->comm, .k = b->kern};
+        s = comm_create_cuda(&config, &b->comm, e);
+    }
+    if (s != STATUS_OK)
+        comm_abort(b->comm);
+    return s;
+}
+
 static enum status open_shard(struct bench_engine *b, struct errmsg *e)
 {
     const struct bench_engine_args *a = &b->args;
-    b->comm = comm_create_alone(a->tensors, 0);
     struct model_shard_args args = {.source = a->source,
-                                    .rank = {0, 1, 0, a->tensors},
+                                    .rank = {0, 1, a->rank, a->tensors},
                                     .kern = b->kern,
                                     .max_context = a->max_context,
                                     .max_rows = a->max_rows,
@@ -52,10 +78,12 @@ enum status bench_engine_open(const struct bench_engine_args *args, struct bench
     enum kern_backend backend;
     *b = (struct bench_engine){.args = *args};
     enum status s = local_replica_backend(args->backend, &backend, e);
+    const struct kern_config config = {.threads = args->threads, .device = device_of(args)};
     if (s == STATUS_OK)
-        s = kern_open(backend, &(struct kern_config){.threads = args->threads}, &b->kern, e);
+        s = kern_open(backend, &config, &b->kern, e);
     if (s == STATUS_OK) // before the model takes the memory
         s = bench_limits_of(b->kern, &b->limits, e);
+    s = open_comm(b, s, e);
     if (s == STATUS_OK)
         s = open_shard(b, e);
     if (s == STATUS_OK && kern_buf_create(b->kern, KERN_I32, (size_t)args->max_seqs, &b->picked))

@@ -6,6 +6,7 @@
 // of its context again, so that all steps of a case are the same case.
 #pragma once
 
+#include "node/comm_local.h"
 #include "node/model/forward.h"
 #include "tools/bench.h"
 
@@ -13,7 +14,9 @@ struct bench_engine_args {
     struct model_source source;
     const char *backend; // "cpu", "cpu-ref", "cuda"
     int threads;
-    int tensors; // > 1: rank 0 of so many, alone; collectives do nothing
+    int tensors; // > 1 and no group: rank 0 of so many, alone; collectives do nothing
+    int rank;    // of the group; on GPUs it computes on device rank modulo their number
+    struct comm_local *group; // the ranks are threads, each with an engine of its own. Borrowed
     int max_rows, max_seqs, max_context;
 };
 

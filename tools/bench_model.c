@@ -3,6 +3,7 @@
 // computed: reading every active weight and the KV of the contexts once, at the speed of a large
 // copy, or the products at the speed of a large product of the library, whichever is longer.
 // (Weights of a small model stay in the cache and may beat the limit of memory.)
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -14,7 +15,7 @@
 #include "tools/local_replica.h"
 #include "tools/sample_model.h"
 
-enum { LIST_MAX = 16, STEPS_MAX = 4096, WARM_UP = 3 };
+enum { LIST_MAX = 16, STEPS_MAX = 4096, WARM_UP = 3, TENSOR_MAX = 8 };
 
 struct list {
     int64_t v[LIST_MAX];
@@ -24,7 +25,9 @@ struct list {
 struct model_options {
     const char *model, *config, *quant, *backend;
     bool random, json;
-    int64_t seed, layers, tensor, threads;
+    int64_t seed, layers, threads;
+    int64_t tensor;   // one rank of so many, alone
+    int64_t together; // ranks that run together, in threads
     // decode, prefill
     const char *batch, *context, *tokens;
     int64_t steps, chunk;
@@ -74,7 +77,9 @@ static void model_name(const struct model_options *o, const struct model_config 
 {
     const char *path = o->random && o->config ? o->config : o->model, *slash = strrchr(path, '/');
     char rank[40] = "", layers[40] = "";
-    if (o->tensor > 1)
+    if (o->together > 1)
+        snprintf(rank, sizeof rank, " tensor %lld", (long long)o->together);
+    else if (o->tensor > 1)
         snprintf(rank, sizeof rank, " rank of %lld", (long long)o->tensor);
     if (o->layers)
         snprintf(layers, sizeof layers, " %lld layers", (long long)o->layers);
@@ -126,6 +131,8 @@ static void report(const struct bench_engine *b, bool json, const char *name, do
                    double seconds, const struct bench_cost *c)
 {
     const char *limit;
+    if (b->args.rank)
+        return;
     double at_least = bench_engine_limit_s(b, c, &limit);
     const struct bench_figure figures[] = {
         {name, "throughput", "token/s", rows / seconds, limit, rows / at_least},
@@ -171,7 +178,7 @@ static enum status decode_case(struct bench_engine *b, const struct model_option
         .rows = rows, .logits = rows, .keys = keys, .kv_read = keys, .experts = experts};
     const struct bench_cost c = bench_engine_cost(b, &p);
     report(b, o->json, name, rows, seconds, &c);
-    if (experts > 0)
+    if (experts > 0 && !b->args.rank)
         bench_print(o->json, &(struct bench_figure){
                                  .name = name, .metric = "experts", .unit = "", .value = experts});
     return STATUS_OK;
@@ -213,14 +220,28 @@ static enum status prefill_case(struct bench_engine *b, const struct model_optio
 
 // ---- the commands
 
-static enum status run_cases(const struct model_options *o, const struct list *a,
-                             const struct list *contexts, struct errmsg *e)
+// One of the ranks that run together.
+struct rank {
+    const struct model_options *o;
+    const struct list *a, *contexts;
+    struct comm_local *group; // NULL: this is the only one
+    int i;
+    pthread_t thread;
+    enum status status;
+    struct errmsg e;
+};
+
+static enum status run_cases(const struct rank *r, struct errmsg *e)
 {
+    const struct model_options *o = r->o;
+    const struct list *a = r->a, *contexts = r->contexts;
     const bool decode = contexts != NULL;
     struct bench_engine b = {0};
     struct bench_engine_args args = {.backend = o->backend,
                                      .threads = (int)o->threads,
-                                     .tensors = (int)o->tensor,
+                                     .tensors = (int)(r->group ? o->together : o->tensor),
+                                     .rank = r->i,
+                                     .group = r->group,
                                      .max_seqs = decode ? (int)largest(a) : 1,
                                      .max_context = (int)largest(decode ? contexts : a)};
     args.max_rows = decode ? args.max_seqs : (int)o->chunk;
@@ -230,8 +251,9 @@ static enum status run_cases(const struct model_options *o, const struct list *a
     if (s == STATUS_OK)
         s = bench_engine_open(&args, &b, e);
     char model[160];
-    if (s == STATUS_OK) {
+    if (s == STATUS_OK)
         model_name(o, &b.shard->config, model);
+    if (s == STATUS_OK && !r->i) {
         fprintf(stderr,
                 "%s: %s %.0f GB/s, %s %.0f TFLOP/s (fp8 %.0f, int8 %.0f); %s opened in "
                 "%.2f s\n",
@@ -244,6 +266,43 @@ static enum status run_cases(const struct model_options *o, const struct list *a
             s = decode ? decode_case(&b, o, model, a->v[i], contexts->v[j], e)
                        : prefill_case(&b, o, model, a->v[i], e);
     bench_engine_close(&b);
+    return s;
+}
+
+static void *run_rank(void *arg)
+{
+    struct rank *r = arg;
+    r->status = run_cases(r, &r->e);
+    return NULL;
+}
+
+// The ranks in threads of their own; what the first says that failed by itself.
+static enum status run_all(const struct model_options *o, const struct list *a,
+                           const struct list *contexts, struct errmsg *e)
+{
+    struct rank ranks[TENSOR_MAX] = {{.o = o, .a = a, .contexts = contexts}};
+    if (o->together == 1)
+        return run_cases(&ranks[0], e);
+    struct comm_local *group = comm_local_create((int)o->together);
+    int started = 0;
+    enum status s = STATUS_OK;
+    for (; started < o->together && s == STATUS_OK; started++) {
+        struct rank *r = &ranks[started];
+        *r = (struct rank){.o = o, .a = a, .contexts = contexts, .group = group, .i = started};
+        int rc = pthread_create(&r->thread, NULL, run_rank, r);
+        if (rc) {
+            perror("hadal bench: thread");
+            exit(CMD_FAILED); // the ranks that run wait for this one
+        }
+    }
+    for (int i = 0; i < started; i++) {
+        pthread_join(ranks[i].thread, NULL);
+        if (ranks[i].status != STATUS_OK && (s == STATUS_OK || s == STATUS_ABORTED)) {
+            s = ranks[i].status;
+            *e = ranks[i].e;
+        }
+    }
+    comm_local_destroy(group);
     return s;
 }
 
@@ -305,17 +364,25 @@ static int parse(const struct model_options *o, const struct cmdline *c, int arg
                                                                    " its collectives (1)"          \
     }
 
+#define TOGETHER_OPTION(o)                                                                         \
+    {                                                                                              \
+        "--tensor", CMDLINE_INT, &(o).together, "T", .min = 1, .max = TENSOR_MAX,                  \
+                                                     .help = "T tensor ranks, one on each GPU (1)" \
+    }
+
 int bench_decode(int argc, char **argv)
 {
     struct model_options o = {.model = sample_model(),
                               .backend = "cpu",
                               .tensor = 1,
+                              .together = 1,
                               .batch = "1",
                               .context = "192",
                               .steps = 64};
     const struct cmdline_opt opts[] = {
         MODEL_OPTIONS(o),
         TENSOR_OPTION(o),
+        TOGETHER_OPTION(o),
         {"--batch", CMDLINE_STRING, &o.batch, "N,...", .help = "sequences decoded together (1)"},
         {"--context", CMDLINE_STRING, &o.context, "N,...",
          .help = "tokens that each of them attends to (192)"},
@@ -342,7 +409,7 @@ int bench_decode(int argc, char **argv)
         !parse_list(o.context, 1 << 20, "--context", &contexts))
         return CMD_USAGE;
     struct errmsg e = {0};
-    return finish(run_cases(&o, &batches, &contexts, &e), &e);
+    return finish(run_all(&o, &batches, &contexts, &e), &e);
 }
 
 int bench_prefill(int argc, char **argv)
@@ -350,12 +417,14 @@ int bench_prefill(int argc, char **argv)
     struct model_options o = {.model = sample_model(),
                               .backend = "cpu",
                               .tensor = 1,
+                              .together = 1,
                               .tokens = "900",
                               .steps = 5,
                               .chunk = 256};
     const struct cmdline_opt opts[] = {
         MODEL_OPTIONS(o),
         TENSOR_OPTION(o),
+        TOGETHER_OPTION(o),
         {"--tokens", CMDLINE_STRING, &o.tokens, "N,...", .help = "length of the prompt (900)"},
         {"--chunk", CMDLINE_INT, &o.chunk, "N", .min = 1, .max = 1 << 16,
          .help = "rows of one pass (256)"},
@@ -376,7 +445,7 @@ int bench_prefill(int argc, char **argv)
     if (!parse_list(o.tokens, 1 << 20, "--tokens", &tokens))
         return CMD_USAGE;
     struct errmsg e = {0};
-    return finish(run_cases(&o, &tokens, NULL, &e), &e);
+    return finish(run_all(&o, &tokens, NULL, &e), &e);
 }
 
 // ---- load
