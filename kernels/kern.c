@@ -58,9 +58,31 @@ enum status kern_sync(struct kern *k)
     return k->device->sync(k);
 }
 
+// ---- replay
+
+bool kern_replays(const struct kern *k)
+{
+    return k->device->replay_begin != NULL;
+}
+
+bool kern_replay_begin(struct kern *k, uint64_t key)
+{
+    return kern_replays(k) && k->device->replay_begin(k, key);
+}
+
+enum status kern_replay_end(struct kern *k)
+{
+    return kern_replays(k) ? k->device->replay_end(k) : STATUS_OK;
+}
+
 // ---- memory
 
 enum { BUF_ELEMENTS_MAX_LOG2 = 44 }; // keeps every byte count and offset far from overflow
+
+static void check_range(const struct kern_buf *b, size_t at, size_t n)
+{
+    assert(at <= b->n && n <= b->n - at);
+}
 
 enum status kern_buf_create(struct kern *k, enum kern_dtype dtype, size_t n,
                             struct kern_buf **buf_out)
@@ -89,6 +111,23 @@ enum status kern_buf_wrap(struct kern *k, enum kern_dtype dtype, void *memory, s
     return STATUS_OK;
 }
 
+enum status kern_buf_window_create(struct kern_buf *of, struct kern_buf **window_out)
+{
+    struct kern_buf *b = mem_zalloc(1, sizeof *b);
+    *b = (struct kern_buf){.k = of->k, .dtype = of->dtype, .p = of->p, .borrowed = true};
+    *window_out = b;
+    return STATUS_OK;
+}
+
+void kern_buf_window_move(struct kern_buf *window, struct kern_buf *of, size_t at, size_t n)
+{
+    check_range(of, at, n);
+    assert(window->borrowed && window->k == of->k);
+    window->dtype = of->dtype;
+    window->p = (char *)of->p + at * kern_dtype_bytes(of->dtype);
+    window->n = n;
+}
+
 void kern_buf_destroy(struct kern_buf *b)
 {
     if (!b)
@@ -111,11 +150,6 @@ enum kern_dtype kern_buf_dtype(const struct kern_buf *b)
 void *kern_buf_ptr(struct kern_buf *b)
 {
     return b->p;
-}
-
-static void check_range(const struct kern_buf *b, size_t at, size_t n)
-{
-    assert(at <= b->n && n <= b->n - at);
 }
 
 void kern_upload(struct kern_buf *dst, size_t at, const void *host, size_t n)
@@ -517,11 +551,9 @@ void kern_attn_gqa(struct kern *k, const struct kern_attn_gqa_args *a)
     k->compute->attn_gqa(k, a);
 }
 
-void kern_router(struct kern *k, const struct kern_router_args *args)
+static struct kern_router_args check_router(struct kern *k, const struct kern_router_args *args)
 {
     struct kern_router_args a = *args;
-    if (!a.n)
-        return;
     if (!a.groups)
         a.groups = 1;
     assert(a.topk && a.topk <= KERN_TOPK_MAX && a.topk <= a.experts &&
@@ -534,6 +566,14 @@ void kern_router(struct kern *k, const struct kern_router_args *args)
         check_vector(k, a.bias, KERN_F32, a.experts);
     check_vector(k, a.ids, KERN_I32, a.n * a.topk);
     check_vector(k, a.weights, KERN_F32, a.n * a.topk);
+    return a;
+}
+
+void kern_router(struct kern *k, const struct kern_router_args *args)
+{
+    if (!args->n)
+        return;
+    struct kern_router_args a = check_router(k, args);
     k->compute->router(k, &a);
 }
 
@@ -568,6 +608,82 @@ void kern_moe_down(struct kern *k, const struct kern_moe_down_args *a)
     check_optional(k, &a->residual, F32, a->n, d->rows);
     check_view(k, &a->out, F32, a->n, d->rows);
     k->compute->moe_down(k, a);
+}
+
+// ---- fused ops
+
+void kern_gated(struct kern *k, const struct kern_gated_args *a)
+{
+    if (!a->n)
+        return;
+    check_matrix(k, a->w);
+    const struct kern_weight_args *w = &a->w->shape;
+    assert(w->stack == 1 && w->rows % 2 == 0);
+    check_view(k, &a->x, ACT, a->n, w->cols);
+    check_view(k, &a->tmp, ACT, a->n, w->rows);
+    check_view(k, &a->out, ACT, a->n, w->rows / 2);
+    if (a->bias)
+        check_vector(k, a->bias, KERN_F32, w->rows);
+    k->compute->gated(k, a);
+}
+
+static void check_rope(const struct kern *k, const struct kern_rope_table *r)
+{
+    assert(r->dim && r->dim % 2 == 0 && r->positions);
+    assert(r->positions <= ((size_t)1 << BUF_ELEMENTS_MAX_LOG2) / r->dim);
+    check_vector(k, r->table, KERN_F32, r->positions * r->dim);
+}
+
+void kern_mla_prepare(struct kern *k, const struct kern_mla_prepare_args *a)
+{
+    const size_t n = a->batch->n;
+    if (!n)
+        return;
+    assert(a->kv_lora && a->pool.width == a->kv_lora + a->rope.dim);
+    check_batch(k, a->batch, &a->pool);
+    check_rope(k, &a->rope);
+    check_view(k, &a->kv, ACT, n, a->pool.width);
+    check_vector(k, a->kv_norm, KERN_F32, a->kv_lora);
+    if (a->q_norm) {
+        check_view(k, &a->q, ACT, n, a->q_dim);
+        check_vector(k, a->q_norm, KERN_F32, a->q_dim);
+    } else {
+        check_view(k, &a->q, ACT, n,
+                   heads_width(a->heads, a->q_head_stride, a->q_rope_at + a->rope.dim));
+    }
+    k->compute->mla_prepare(k, a);
+}
+
+void kern_gqa_prepare(struct kern *k, const struct kern_gqa_prepare_args *a)
+{
+    const size_t n = a->batch->n;
+    if (!n)
+        return;
+    assert(a->kv_heads && a->heads && a->pool.width == 2 * a->kv_heads * a->head_dim);
+    assert(a->rope.dim == a->head_dim && !a->q_norm == !a->k_norm);
+    check_batch(k, a->batch, &a->pool);
+    check_rope(k, &a->rope);
+    check_view(k, &a->qkv, ACT, n, (a->heads + 2 * a->kv_heads) * a->head_dim);
+    if (a->q_norm) {
+        check_vector(k, a->q_norm, KERN_F32, a->head_dim);
+        check_vector(k, a->k_norm, KERN_F32, a->head_dim);
+    }
+    k->compute->gqa_prepare(k, a);
+}
+
+void kern_route(struct kern *k, const struct kern_route_args *args)
+{
+    struct kern_route_args a = *args;
+    if (!a.router.n)
+        return;
+    a.router = check_router(k, &args->router);
+    check_matrix(k, a.w);
+    assert(a.dim && a.w->shape.stack == 1 && a.w->shape.rows == a.router.experts &&
+           a.w->shape.cols == a.dim);
+    check_view(k, &a.x, F32, a.router.n, a.dim);
+    check_view(k, &a.h, ACT, a.router.n, a.dim);
+    check_vector(k, a.gamma, KERN_F32, a.dim);
+    k->compute->route(k, &a);
 }
 
 void kern_argmax(struct kern *k, const struct kern_argmax_args *a)

@@ -79,6 +79,29 @@ enum status kern_download(void *host, const struct kern_buf *src, size_t at,
                           size_t n) STATUS_MUST_USE;
 void kern_zero(struct kern_buf *b, size_t at, size_t n);
 
+// `window` becomes elements [at, at + n) of `of`, of its dtype: one upload fills many windows. Made
+// by kern_buf_window_create, freed by kern_buf_destroy before `of` is; moving it is free of cost.
+enum status kern_buf_window_create(struct kern_buf *of,
+                                   struct kern_buf **window_out) STATUS_MUST_USE;
+void kern_buf_window_move(struct kern_buf *window, struct kern_buf *of, size_t at, size_t n);
+
+// ---- replay -----------------------------------------------------------------------------------
+//
+// A step whose ops are the same ones again, with the same operands (contents of buffers may
+// differ), is one launch on CUDA: recorded the second time its key is seen, replayed from then on.
+//
+//     if (!kern_replay_begin(k, key)) // true: it is enqueued already
+//         enqueue the ops;            // no upload, download, sync in between
+//     st = kern_replay_end(k);
+//
+// The key stands for everything that the calls depend on. Key 0 is never recorded; nor is anything
+// on the CPU backends. Destroying a buffer or weight of the kern forgets all records.
+bool kern_replay_begin(struct kern *k, uint64_t key);
+// INTERNAL, NO_MEMORY: the ops were not enqueued.
+enum status kern_replay_end(struct kern *k) STATUS_MUST_USE;
+// Batches on this backend are worth padding to few different sizes, so that records are found.
+bool kern_replays(const struct kern *k);
+
 // ---- weights ----------------------------------------------------------------------------------
 
 // KERN_WEIGHT_MATRIX: for linear ops. KERN_WEIGHT_TABLE: rows to be looked up (kern_embed).
@@ -307,6 +330,9 @@ struct kern_attn_mla_args {
     size_t q_rope_head_stride;
     struct kern_view out; // act [n], head h at h * kv_lora
     float scale;
+    // The batch and the sizes are those of the kern_attn_mla before: another layer of one step.
+    // What was worked out for its rows is used again.
+    bool same_rows;
 };
 void kern_attn_mla(struct kern *k, const struct kern_attn_mla_args *a);
 
@@ -369,6 +395,74 @@ struct kern_moe_down_args {
     struct kern_view out;              // f32 [n][D]
 };
 void kern_moe_down(struct kern *k, const struct kern_moe_down_args *a);
+
+// ---- fused ops ----------------------------------------------------------------------------------
+//
+// Each is some of the ops above, one after the other, in fewer passes. On the CPU backends they are
+// that, bit for bit; CUDA may keep in between what the ops alone would round to act.
+
+// First half of a gated MLP. W holds gate above up, [2 I][K]:
+// out[i][r] = silu(x[i] . W[r] + bias[r]) * (x[i] . W[I + r] + bias[I + r]).
+struct kern_gated_args {
+    size_t n;
+    struct kern_weight *w; // MATRIX, stack 1, rows 2 I, cols K
+    struct kern_view x;    // act [n][K]
+    struct kern_buf *bias; // f32 [2 I] or NULL
+    struct kern_view tmp;  // act [n][2 I]: scratch, undefined afterwards
+    struct kern_view out;  // act [n][I]
+};
+void kern_gated(struct kern *k, const struct kern_gated_args *a);
+
+// What attention needs besides products, in place in the rows of the first projection.
+// MLA: [latent | rope key] at kv is normalised (latent) and rotated (key), then stored in the pool.
+// Of the queries either the q_dim elements at q are normalised (q_norm set: the model has a second
+// projection) or the rope part of each head is rotated (q_norm NULL: head h's lies at
+// q.at + h * q_head_stride + q_rope_at).
+struct kern_rope_table {
+    struct kern_buf *table; // f32 [positions][dim]: cos then sin
+    size_t positions, dim;
+    enum kern_rope_style style;
+};
+struct kern_mla_prepare_args {
+    const struct kern_batch *batch;
+    struct kern_kv pool; // width == kv_lora + rope.dim
+    size_t kv_lora;
+    struct kern_rope_table rope;
+    float eps;
+    struct kern_view kv;      // act [n][kv_lora + rope.dim]
+    struct kern_buf *kv_norm; // f32 [kv_lora]
+    struct kern_view q;       // act
+    struct kern_buf *q_norm;  // f32 [q_dim] or NULL
+    size_t q_dim;
+    size_t heads, q_head_stride, q_rope_at;
+};
+void kern_mla_prepare(struct kern *k, const struct kern_mla_prepare_args *a);
+
+// GQA: rows [Q of all heads | K of all kv heads | V]; q and k normalised by head where there are
+// norms, then rotated; K and V stored in the pool.
+struct kern_gqa_prepare_args {
+    const struct kern_batch *batch;
+    struct kern_kv pool; // width == 2 * kv_heads * head_dim
+    size_t heads, kv_heads, head_dim;
+    struct kern_rope_table rope;      // dim == head_dim
+    struct kern_view qkv;             // act [n][(heads + 2 kv_heads) * head_dim]
+    struct kern_buf *q_norm, *k_norm; // f32 [head_dim], both or neither
+    float eps;
+};
+void kern_gqa_prepare(struct kern *k, const struct kern_gqa_prepare_args *a);
+
+// h = rmsnorm(x); router logits = h W^T; then kern_router. On CUDA the logits are those of h before
+// it is rounded (to 16 bits and more of it): near ties between experts are decided as by float32.
+struct kern_route_args {
+    struct kern_view x; // f32 [n][dim]
+    struct kern_view h; // act [n][dim]
+    size_t dim;
+    struct kern_buf *gamma; // f32 [dim]
+    float eps;
+    struct kern_weight *w;          // MATRIX, stack 1, rows experts, cols dim
+    struct kern_router_args router; // logits: f32 [n][experts], written
+};
+void kern_route(struct kern *k, const struct kern_route_args *a);
 
 // out[i] = index of the largest of x[i][0..dim), the lowest on ties; -1 when a NaN is in the row.
 struct kern_argmax_args {

@@ -11,7 +11,7 @@ struct kern_buf {
     enum kern_dtype dtype;
     size_t n;
     void *p;       // device address
-    bool borrowed; // kern_buf_wrap
+    bool borrowed; // kern_buf_wrap, kern_buf_window_create
 };
 
 struct kern_weight {
@@ -51,10 +51,16 @@ struct kern_compute {
     void (*router)(struct kern *, const struct kern_router_args *);
     void (*moe_gate_up)(struct kern *, const struct kern_moe_gate_up_args *);
     void (*moe_down)(struct kern *, const struct kern_moe_down_args *);
+    void (*gated)(struct kern *, const struct kern_gated_args *);
+    void (*mla_prepare)(struct kern *, const struct kern_mla_prepare_args *);
+    void (*gqa_prepare)(struct kern *, const struct kern_gqa_prepare_args *);
+    void (*route)(struct kern *, const struct kern_route_args *);
     void (*argmax)(struct kern *, const struct kern_argmax_args *);
 };
 
 struct kern_device {
+    bool (*replay_begin)(struct kern *, uint64_t key); // NULL: nothing is recorded
+    enum status (*replay_end)(struct kern *);
     void (*close)(struct kern *); // frees the kern itself
     enum status (*sync)(struct kern *);
     enum status (*buf_alloc)(struct kern_buf *); // sets p from dtype and n, zeroed
@@ -74,6 +80,18 @@ struct kern_device {
     void (*stage_fill)(struct kern_weight *, const struct kern_fill_args *, struct kern_stage *);
     void (*stage_wait)(struct kern_stage *);
 };
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+// Fused ops as the ops they stand for: bodies without something better have these in their table.
+void kern_composed_gated(struct kern *k, const struct kern_gated_args *a);
+void kern_composed_mla_prepare(struct kern *k, const struct kern_mla_prepare_args *a);
+void kern_composed_gqa_prepare(struct kern *k, const struct kern_gqa_prepare_args *a);
+void kern_composed_route(struct kern *k, const struct kern_route_args *a);
+#ifdef __cplusplus
+}
+#endif
 
 // First member of every body's own struct.
 struct kern {

@@ -284,5 +284,9 @@ const struct kern_compute cpu_compute_ref = {
     .router = ref_router,
     .moe_gate_up = ref_moe_gate_up,
     .moe_down = ref_moe_down,
+    .gated = kern_composed_gated,
+    .mla_prepare = kern_composed_mla_prepare,
+    .gqa_prepare = kern_composed_gqa_prepare,
+    .route = kern_composed_route,
     .argmax = ref_argmax,
 };

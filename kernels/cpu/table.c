@@ -16,5 +16,9 @@ const struct kern_compute ISA(cpu_compute) = {
     .router = ISA(router),
     .moe_gate_up = ISA(moe_gate_up),
     .moe_down = ISA(moe_down),
+    .gated = kern_composed_gated,
+    .mla_prepare = kern_composed_mla_prepare,
+    .gqa_prepare = kern_composed_gqa_prepare,
+    .route = kern_composed_route,
     .argmax = ISA(argmax),
 };

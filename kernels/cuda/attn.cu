@@ -1,7 +1,7 @@
 // Causal attention over paged KV for shapes that no other kernel takes: attn_mla (absorbed, key and
 // value share the latent) and attn_gqa, a block per row and head. Which kernel runs depends on the
 // shape, never on the batch.
-#include "kernels/cuda/cuda.h"
+#include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/rows.cuh"
 
 struct attn {
@@ -16,7 +16,8 @@ struct attn {
     float scale;
 };
 
-static __device__ __forceinline__ const uint16_t *token(const attn &a, const int32_t *table, size_t t)
+static __device__ __forceinline__ const uint16_t *token(const attn &a, const int32_t *table,
+                                                        size_t t)
 {
     size_t block = table[t / a.kv.block_tokens];
     return a.kv.pool + (block * a.kv.block_tokens + t % a.kv.block_tokens) * a.kv.width;
@@ -47,6 +48,7 @@ static __global__ void __launch_bounds__(PLAIN_THREADS) attn_plain(const __grid_
     extern __shared__ float o[]; // [v_dim]
     __shared__ float p[PLAIN_THREADS];
     size_t row = a.row0 + blockIdx.y;
+    pdl_take_over();
     int h = blockIdx.x, kv_head = h / a.shared, pos = a.kv.pos[row];
     const int32_t *table = a.kv.tables + a.kv.seq[row] * a.kv.table_stride;
     const uint16_t *q = (const uint16_t *)a.q.p + row * a.q.stride + h * a.q_head;
@@ -93,29 +95,12 @@ static void launch_plain(struct cuda *c, attn a, size_t n)
 {
     for (size_t some; a.row0 < n; a.row0 += some) {
         some = n - a.row0 < 65535 ? n - a.row0 : 65535;
-        attn_plain<<<dim3((unsigned)a.heads, (unsigned)some), PLAIN_THREADS,
-                     a.v_dim * sizeof(float), c->stream>>>(a);
-        cuda_launched(c, "attn_plain");
+        cuda_launch(c, "attn_plain", attn_plain, dim3((unsigned)a.heads, (unsigned)some),
+                    PLAIN_THREADS, a.v_dim * sizeof(float), a);
     }
 }
 
 // ---- ops
-
-void cuda_attn_mla(struct kern *k, const struct kern_attn_mla_args *args)
-{
-    attn a = {};
-    a.kv = cuda_kv(args->batch, &args->kv);
-    a.q = cuda_rows(&args->q_latent);
-    a.q_rope = cuda_rows(&args->q_rope);
-    a.out = cuda_rows(&args->out);
-    a.q_head = args->q_latent_head_stride;
-    a.q_rope_head = args->q_rope_head_stride;
-    a.heads = a.shared = (int)args->heads;
-    a.dim = a.v_dim = (int)args->kv_lora;
-    a.rope = (int)args->rope_dim;
-    a.scale = args->scale;
-    launch_plain(cuda_of(k), a, args->batch->n);
-}
 
 void cuda_attn_gqa(struct kern *k, const struct kern_attn_gqa_args *args)
 {

@@ -16,16 +16,26 @@ extern "C" {
 #endif
 
 enum cuda_arena {
-    CUDA_ARENA_PLAN,    // (token, choice) pairs sorted by expert
-    CUDA_ARENA_PARTIAL, // softmax over pieces of a sequence; products of chosen experts
+    CUDA_ARENA_PLAN,      // (token, choice) pairs sorted by expert
+    CUDA_ARENA_ATTN_PLAN, // MLA's work list, of a whole step
+    CUDA_ARENA_PARTIAL,   // softmax over pieces of a sequence; products of chosen experts
     CUDA_ARENAS
 };
+enum { CUDA_RECORDS = 64, CUDA_ZEROS = 8192, CUDA_ROUTE_ROWS = 8 * CUDA_ZEROS };
 enum { CUDA_PINNED_BYTES = 16 << 20 }; // one of two halves through which all uploads pass
+
+// A step as a graph (replay.c). key 0: free; exec NULL: seen once.
+struct cuda_record {
+    uint64_t key, used; // used: number of the replay that used it last
+    cudaGraphExec_t exec;
+};
 
 struct cuda {
     struct kern base;
     int device;
-    int sms; // multiprocessors
+    int sms;    // multiprocessors
+    bool pdl;   // the device knows programmatic dependent launch
+    int *zeros; // [CUDA_ZEROS] on the device; a kernel that counts in it leaves zeros behind
     cudaStream_t stream;
     cudaError_t failed; // first failure since the last sync; cudaSuccess = none
     const char *failed_at;
@@ -39,6 +49,9 @@ struct cuda {
         cudaEvent_t copied; // the last copy out of it has been made
     } pinned[2];
     int pinned_i; // half in use
+    struct cuda_record records[CUDA_RECORDS];
+    uint64_t replays;
+    uint64_t capturing; // key of what is being recorded, 0: nothing
 };
 
 static inline struct cuda *cuda_of(struct kern *k)
@@ -48,6 +61,8 @@ static inline struct cuda *cuda_of(struct kern *k)
 
 // Remembers a failure with the call's name; true when it was none.
 bool cuda_check(struct cuda *c, cudaError_t e, const char *what);
+// The failure remembered, as a status, and forgets it.
+enum status cuda_failure(struct cuda *c);
 // After a launch.
 void cuda_launched(struct cuda *c, const char *kernel);
 // At least `bytes` of device memory, 256-byte aligned, contents undefined, valid until the arena is
@@ -66,6 +81,11 @@ struct cuda_noise {
     float mean, amplitude;
 };
 void cuda_noise(struct cuda *c, const struct cuda_noise *n);
+
+// kern_device's members that replay.c holds. cuda_replay_forget: memory is about to be freed.
+bool cuda_replay_begin(struct kern *k, uint64_t key);
+enum status cuda_replay_end(struct kern *k);
+void cuda_replay_forget(struct cuda *c);
 
 // kern_device's members that fill.c holds.
 void cuda_weight_noise(struct kern_weight *w, const struct kern_noise_args *a);
@@ -119,9 +139,11 @@ enum { CUDA_PIECE_ROWS = 32 };
 struct cuda_mm {
     const void *w, *w_up; // w_up: second matrix of a gated product, out = silu(W x) * (W_up x)
     enum kern_dtype dtype;
-    size_t ld;               // elements from row to row of a matrix
-    size_t stack_bytes;      // distance of two matrices of the stack
-    size_t rows, cols;       // of a matrix
+    size_t ld;                       // elements from row to row of a matrix
+    size_t stack_bytes;              // distance of two matrices of the stack
+    size_t rows, cols;               // of a matrix
+    const float *scales, *scales_up; // as kern_weight's; NULL: none
+    size_t scales_ld, scales_stack;
     struct cuda_rows x;      // bf16
     struct cuda_rows out;    // f32 or bf16
     size_t x_head, out_head; // per head: offset of head h's input and output
@@ -138,7 +160,7 @@ struct cuda_mm {
     size_t x_div;       // output row j is made of x row j / x_div
 };
 void cuda_mm_set_weight(struct cuda_mm *m, const struct kern_weight *w);
-// Any shape and alignment; bf16, f32 and f16.
+// Any shape, alignment and dtype.
 void cuda_mm(struct cuda *c, const struct cuda_mm *m);
 
 // ---- ops
@@ -158,6 +180,9 @@ void cuda_attn_gqa(struct kern *k, const struct kern_attn_gqa_args *a);
 void cuda_router(struct kern *k, const struct kern_router_args *a);
 void cuda_moe_gate_up(struct kern *k, const struct kern_moe_gate_up_args *a);
 void cuda_moe_down(struct kern *k, const struct kern_moe_down_args *a);
+void cuda_mla_prepare(struct kern *k, const struct kern_mla_prepare_args *a);
+void cuda_gqa_prepare(struct kern *k, const struct kern_gqa_prepare_args *a);
+void cuda_route(struct kern *k, const struct kern_route_args *a);
 void cuda_argmax(struct kern *k, const struct kern_argmax_args *a);
 
 #ifdef __cplusplus

@@ -32,7 +32,7 @@ void cuda_launched(struct cuda *c, const char *kernel)
 }
 
 // The failure is reported once; what it spoiled is the caller's to give up.
-static enum status take_failure(struct cuda *c)
+enum status cuda_failure(struct cuda *c)
 {
     cudaError_t e = c->failed;
     c->failed = cudaSuccess;
@@ -45,7 +45,7 @@ static enum status cuda_sync(struct kern *k)
 {
     struct cuda *c = cuda_of(k);
     cuda_check(c, cudaStreamSynchronize(c->stream), "waiting for the stream");
-    return take_failure(c);
+    return cuda_failure(c);
 }
 
 // ---- memory
@@ -67,12 +67,13 @@ static enum status device_alloc(struct cuda *c, size_t bytes, void **out)
     }
     if (!cuda_check(c, e, "cudaMalloc") ||
         !cuda_check(c, cudaMemsetAsync(*out, 0, bytes ? bytes : 1, c->stream), "cudaMemset"))
-        return take_failure(c);
+        return cuda_failure(c);
     return STATUS_OK;
 }
 
 static void device_free(struct cuda *c, void *p)
 {
+    cuda_replay_forget(c);
     cuda_check(c, cudaFree(p), "cudaFree"); // waits for work that uses it
 }
 
@@ -90,7 +91,13 @@ void *cuda_scratch(struct cuda *c, enum cuda_arena arena, size_t bytes)
 {
     if (bytes <= c->arenas[arena].bytes)
         return c->arenas[arena].p;
+    if (c->capturing) { // the first run of this step had it all: a bug, and nothing will be
+                        // launched
+        cuda_check(c, cudaErrorStreamCaptureUnsupported, "scratch memory while recording");
+        return c->arenas[arena].p;
+    }
     size_t grown = (bytes + bytes / 4 + ARENA_ALIGN - 1) / ARENA_ALIGN * ARENA_ALIGN;
+    cuda_replay_forget(c);
     // In the stream's order: cudaFree would wait for all that the device does, also for collectives
     // of another rank's thread that wait for this one.
     cudaError_t e = cudaSuccess;
@@ -156,7 +163,7 @@ static enum status cuda_download(void *host, const struct kern_buf *src, size_t 
             break;
         memcpy((char *)host + done, room, some);
     }
-    return take_failure(c);
+    return cuda_failure(c);
 }
 
 static void cuda_zero(struct kern_buf *b, size_t at, size_t n)
@@ -277,6 +284,8 @@ static void cuda_close(struct kern *k)
     struct cuda *c = cuda_enter(k);
     if (c->stream)
         cudaStreamSynchronize(c->stream);
+    cuda_replay_forget(c);
+    cudaFree(c->zeros);
     for (int i = 0; i < CUDA_ARENAS; i++)
         cudaFree(c->arenas[i].p);
     for (int i = 0; i < 2; i++) {
@@ -290,6 +299,8 @@ static void cuda_close(struct kern *k)
 }
 
 static const struct kern_device device = {
+    .replay_begin = cuda_replay_begin,
+    .replay_end = cuda_replay_end,
     .close = cuda_close,
     .sync = cuda_sync,
     .buf_alloc = cuda_buf_alloc,
@@ -323,6 +334,10 @@ static const struct kern_compute compute = {
     .router = cuda_router,
     .moe_gate_up = cuda_moe_gate_up,
     .moe_down = cuda_moe_down,
+    .gated = kern_composed_gated,
+    .mla_prepare = cuda_mla_prepare,
+    .gqa_prepare = cuda_gqa_prepare,
+    .route = cuda_route,
     .argmax = cuda_argmax,
 };
 
@@ -349,6 +364,7 @@ static enum status open_device(struct cuda *c, const struct kern_config *config,
                           "least",
                           config->device, p.name, p.major, p.minor);
     c->sms = p.multiProcessorCount;
+    c->pdl = p.major >= 9;
     snprintf(c->base.describe, sizeof c->base.describe, "cuda %d, %.48s", config->device, p.name);
     return STATUS_OK;
 }
@@ -360,6 +376,9 @@ static enum status make_queue(struct cuda *c, struct errmsg *err)
         ok = cuda_check(c, cudaEventCreateWithFlags(&c->pinned[i].copied, cudaEventDisableTiming),
                         "event") &&
              cuda_check(c, cudaMallocHost((void **)&c->pinned[i].p, CUDA_PINNED_BYTES), "pinned");
+    const size_t zeros = CUDA_ZEROS * sizeof *c->zeros;
+    ok = ok && cuda_check(c, cudaMalloc((void **)&c->zeros, zeros), "cudaMalloc") &&
+         cuda_check(c, cudaMemsetAsync(c->zeros, 0, zeros, c->stream), "cudaMemset");
     return ok ? STATUS_OK
               : errmsg_set(err, STATUS_NO_DEVICE, "backend cuda: %s: %s: %s", c->base.describe,
                            c->failed_at, cudaGetErrorString(c->failed));

@@ -1,14 +1,17 @@
 // Matrix products of any shape and alignment: the plain body of linear, linear_heads and the
-// experts, and the one that others are tested against. bf16 weights go through the tensor cores,
-// straight from device memory: a warp makes 16 outputs of up to 32 rows, and a row's sum is one
-// chain over rising columns in steps of 16, so it does not depend on the row's company. f32 and f16
-// weights (routers, and models that are published so) are plain multiply-adds: lane l of a warp
-// sums columns l, l + 32, ... and the lanes are added in a fixed order.
-#include "kernels/cuda/cuda.h"
+// experts, for what mm.h does not take, and the one that it is tested against. bf16 weights go
+// through the tensor cores, straight from device memory: a warp makes 16 outputs of up to 32 rows,
+// and a row's sum is one chain over rising columns in steps of 16, so it does not depend on the
+// row's company. f32 and f16 weights (routers, and models that are published so) are plain
+// multiply-adds: lane l of a warp sums columns l, l + 32, ... and the lanes are added in a fixed
+// order. So are quantized weights of such shapes, each multiplied by its scale; here their
+// activations are not quantized.
+#include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/mma.cuh"
 #include "kernels/cuda/rows.cuh"
 
 #include <cuda_fp16.h>
+#include <cuda_fp8.h>
 
 enum { WARPS = 4, TILE_ROWS = 16, PIECE = CUDA_PIECE_ROWS, STEP = 16, PLAIN_ROWS = 8 };
 
@@ -21,6 +24,9 @@ void cuda_mm_set_weight(struct cuda_mm *m, const struct kern_weight *w)
     m->rows = w->shape.rows;
     m->cols = w->shape.cols;
     m->heads = m->x_div = 1;
+    m->scales = w->scales;
+    m->scales_ld = w->scales_ld;
+    m->scales_stack = w->scales_stack;
 }
 
 // ---- which rows a block works on
@@ -93,6 +99,7 @@ static __global__ void __launch_bounds__(32 * WARPS)
     mm_bf16(const __grid_constant__ struct cuda_mm m)
 {
     some_rows r;
+    pdl_take_over();
     if (!take_rows(m, 8 * NT, &r))
         return;
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
@@ -155,14 +162,38 @@ static __device__ __forceinline__ float to_float(__half x)
     return __half2float(x);
 }
 
+static __device__ __forceinline__ float to_float(__nv_fp8_e4m3 x)
+{
+    return (float)x;
+}
+static __device__ __forceinline__ float to_float(int8_t x)
+{
+    return (float)x;
+}
+template <class T> constexpr bool is_blocks = false; // a scale per 128 columns
+template <> constexpr bool is_blocks<__nv_fp8_e4m3> = true;
+template <class T> constexpr bool is_scaled = sizeof(T) == 1;
+
+// Scales of a row of a matrix.
 template <class T>
-static __device__ __forceinline__ void dots(const T *w, const uint16_t *const x[PLAIN_ROWS], int n,
-                                            size_t cols, float sum[PLAIN_ROWS])
+static __device__ __forceinline__ const float *scales_of(const struct cuda_mm &m, const float *all,
+                                                         size_t matrix, size_t row)
+{
+    return all + matrix * m.scales_stack +
+           row / (is_blocks<T> ? KERN_SCALE_BLOCK : 1) * m.scales_ld;
+}
+
+template <class T>
+static __device__ __forceinline__ void dots(const T *w, const float *scales,
+                                            const uint16_t *const x[PLAIN_ROWS], int n, size_t cols,
+                                            float sum[PLAIN_ROWS])
 {
     for (int i = 0; i < PLAIN_ROWS; i++)
         sum[i] = 0;
     for (size_t k = threadIdx.x % 32; k < cols; k += 32) {
         float v = to_float(w[k]);
+        if (is_scaled<T>)
+            v *= scales[is_blocks<T> ? k / KERN_SCALE_BLOCK : 0];
 #pragma unroll
         for (int i = 0; i < PLAIN_ROWS; i++)
             if (i < n)
@@ -179,6 +210,7 @@ static __global__ void __launch_bounds__(32 * WARPS) mm_plain(const struct cuda_
 {
     size_t row = blockIdx.x * (size_t)WARPS + threadIdx.x / 32;
     some_rows r;
+    pdl_take_over();
     if (row >= m.rows || !take_rows(m, PLAIN_ROWS, &r))
         return;
     size_t at = r.matrix * m.stack_bytes;
@@ -189,9 +221,11 @@ static __global__ void __launch_bounds__(32 * WARPS) mm_plain(const struct cuda_
         for (int i = 0; i < PLAIN_ROWS; i++)
             x[i] = i < n ? x_of(m, r, first + i) : NULL;
         float sum[PLAIN_ROWS], up[PLAIN_ROWS];
-        dots((const T *)((const char *)m.w + at) + row * m.ld, x, n, m.cols, sum);
+        dots((const T *)((const char *)m.w + at) + row * m.ld,
+             scales_of<T>(m, m.scales, r.matrix, row), x, n, m.cols, sum);
         if (m.w_up)
-            dots((const T *)((const char *)m.w_up + at) + row * m.ld, x, n, m.cols, up);
+            dots((const T *)((const char *)m.w_up + at) + row * m.ld,
+                 scales_of<T>(m, m.scales_up, r.matrix, row), x, n, m.cols, up);
         if (threadIdx.x % 32)
             continue;
         for (int i = 0; i < PLAIN_ROWS && i < n; i++)
@@ -214,25 +248,34 @@ template <int NT> static void launch_bf16(struct cuda *c, const struct cuda_mm *
 {
     dim3 grid = grid_of(m, WARPS * TILE_ROWS, 8 * NT);
     if (m->w_up)
-        mm_bf16<NT, 2><<<grid, 32 * WARPS, 0, c->stream>>>(*m);
+        cuda_launch(c, "mm", mm_bf16<NT, 2>, grid, 32 * WARPS, 0, *m);
     else
-        mm_bf16<NT, 1><<<grid, 32 * WARPS, 0, c->stream>>>(*m);
+        cuda_launch(c, "mm", mm_bf16<NT, 1>, grid, 32 * WARPS, 0, *m);
+}
+
+template <class T> static void launch_plain(struct cuda *c, const struct cuda_mm *m)
+{
+    cuda_launch(c, "mm", mm_plain<T>, grid_of(m, WARPS, PLAIN_ROWS), 32 * WARPS, 0, *m);
 }
 
 void cuda_mm(struct cuda *c, const struct cuda_mm *m)
 {
     bool few = m->ids || (!m->pieces && m->n <= 8);
-    if (m->dtype == KERN_F32)
-        mm_plain<float><<<grid_of(m, WARPS, PLAIN_ROWS), 32 * WARPS, 0, c->stream>>>(*m);
-    else if (m->dtype == KERN_F16)
-        mm_plain<__half><<<grid_of(m, WARPS, PLAIN_ROWS), 32 * WARPS, 0, c->stream>>>(*m);
-    else if (m->dtype != KERN_BF16)
-        cuda_check(c, cudaErrorNotSupported, "product with scaled weights");
-    else if (few)
-        launch_bf16<1>(c, m);
-    else
-        launch_bf16<PIECE / 8>(c, m);
-    cuda_launched(c, "mm");
+    switch (m->dtype) {
+    case KERN_F32:
+        return launch_plain<float>(c, m);
+    case KERN_F16:
+        return launch_plain<__half>(c, m);
+    case KERN_FP8:
+        return launch_plain<__nv_fp8_e4m3>(c, m);
+    case KERN_INT8:
+        return launch_plain<int8_t>(c, m);
+    case KERN_BF16:
+        return few ? launch_bf16<1>(c, m) : launch_bf16<PIECE / 8>(c, m);
+    case KERN_I32:
+        break;
+    }
+    assert(!"no such weights");
 }
 
 // ---- ops

@@ -2,7 +2,7 @@
 // into pieces, so that an expert's weights are read once for all rows of a piece; the products are
 // cuda_mm's. down's products go to scratch memory and are added per token by rising expert id, so
 // the order of the pairs within an expert, which differs from run to run, is never seen.
-#include "kernels/cuda/cuda.h"
+#include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/rows.cuh"
 
 enum { PLAN_THREADS = 1024, COMBINE_THREADS = 256 };
@@ -19,6 +19,7 @@ static __global__ void __launch_bounds__(PLAN_THREADS) make_plan(const plan p)
 {
     __shared__ int count[KERN_EXPERTS_MAX], first[KERN_EXPERTS_MAX], piece[KERN_EXPERTS_MAX];
     int e = threadIdx.x;
+    pdl_take_over();
     count[e] = 0;
     __syncthreads();
     for (int i = e; i < p.pairs_n; i += PLAN_THREADS)
@@ -62,10 +63,14 @@ static void plan_pieces(struct cuda *c, const int32_t *ids, size_t tokens, size_
     m->pieces_max = most < pairs ? most : pairs;
     int32_t *memory = (int32_t *)cuda_scratch(
         c, CUDA_ARENA_PLAN, (4 + pairs) * sizeof *memory + m->pieces_max * sizeof *m->pieces);
-    plan p = {ids, (int)pairs, (int)experts, CUDA_PIECE_ROWS, memory, memory + 4,
+    plan p = {ids,
+              (int)pairs,
+              (int)experts,
+              CUDA_PIECE_ROWS,
+              memory,
+              memory + 4,
               (struct cuda_piece *)(memory + 4 + pairs)};
-    make_plan<<<1, PLAN_THREADS, 0, c->stream>>>(p);
-    cuda_launched(c, "make_plan");
+    cuda_launch(c, "make_plan", make_plan, 1, PLAN_THREADS, 0, p);
     m->pieces = p.pieces;
     m->pieces_n = p.pieces_n;
     m->pairs = p.pairs;
@@ -79,6 +84,7 @@ void cuda_moe_gate_up(struct kern *k, const struct kern_moe_gate_up_args *a)
     struct cuda_mm m = {};
     cuda_mm_set_weight(&m, a->gate);
     m.w_up = a->up->p;
+    m.scales_up = a->up->scales;
     m.x = cuda_rows(&a->x);
     m.x_div = a->topk;
     m.out = cuda_rows(&a->out);
@@ -98,6 +104,7 @@ static __global__ void combine_choices(const combine a)
     __shared__ int order[KERN_TOPK_MAX];
     __shared__ float weight[KERN_TOPK_MAX];
     size_t i = a.row0 + blockIdx.y;
+    pdl_take_over();
     const int32_t *ids = a.ids + i * a.topk;
     if (threadIdx.x < a.topk) {
         int rank = 0;
@@ -125,8 +132,7 @@ static void combine_all(struct cuda *c, combine a)
     for (size_t some; a.row0 < a.n; a.row0 += some) { // the grid's y is limited
         some = a.n - a.row0 < 65535 ? a.n - a.row0 : 65535;
         dim3 grid((unsigned)((a.rows + COMBINE_THREADS - 1) / COMBINE_THREADS), (unsigned)some);
-        combine_choices<<<grid, COMBINE_THREADS, 0, c->stream>>>(a);
-        cuda_launched(c, "combine_choices");
+        cuda_launch(c, "combine_choices", combine_choices, grid, COMBINE_THREADS, 0, a);
     }
 }
 
@@ -138,8 +144,7 @@ void cuda_moe_down(struct kern *k, const struct kern_moe_down_args *a)
     m.x = cuda_rows(&a->h);
     m.n = a->n * a->topk;
     m.x_div = 1;
-    float *products =
-        (float *)cuda_scratch(c, CUDA_ARENA_PARTIAL, m.n * m.rows * sizeof *products);
+    float *products = (float *)cuda_scratch(c, CUDA_ARENA_PARTIAL, m.n * m.rows * sizeof *products);
     m.out.p = products;
     m.out.stride = m.rows;
     plan_pieces(c, (const int32_t *)a->ids->p, a->n, a->down->shape.stack, &m);

@@ -1,6 +1,6 @@
 // router: a warp per row. Scores and choices lie in shared memory; every choice is an argmax over
 // the warp, ties to the lower index and numbers before NaN, as kernels/cpu/router_select.c.
-#include "kernels/cuda/cuda.h"
+#include "kernels/cuda/launch.cuh"
 
 struct router {
     size_t experts, topk, groups, topk_groups;
@@ -97,6 +97,7 @@ static __global__ void __launch_bounds__(32) router_row(const router a)
     __shared__ float score[KERN_EXPERTS_MAX], choice[KERN_EXPERTS_MAX], rank[KERN_EXPERTS_MAX];
     __shared__ bool taken[KERN_EXPERTS_MAX], kept[KERN_EXPERTS_MAX];
     size_t row = blockIdx.x;
+    pdl_take_over();
     scores(a, (const float *)a.logits.p + row * a.logits.stride, score);
     for (int e = threadIdx.x; e < a.experts; e += 32) {
         choice[e] = a.bias ? score[e] + a.bias[e] : score[e];
@@ -140,6 +141,5 @@ void cuda_router(struct kern *k, const struct kern_router_args *a)
                        a->bias ? (const float *)a->bias->p : NULL,
                        (int32_t *)a->ids->p,
                        (float *)a->weights->p};
-    router_row<<<(unsigned)a->n, 32, 0, cuda_of(k)->stream>>>(s);
-    cuda_launched(cuda_of(k), "router");
+    cuda_launch(cuda_of(k), "router", router_row, (unsigned)a->n, 32, 0, s);
 }

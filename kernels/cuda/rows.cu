@@ -1,6 +1,7 @@
-// The ops that treat rows one by one: embed, gather_rows, rmsnorm, add, silu_mul, rope, kv_write,
+// The plain ops that treat rows one by one: embed, gather_rows, add, silu_mul, rope, kv_write,
 // argmax. All are small; each is one launch. Operands are f32 or bf16 and computed with as f32.
 #include "kernels/cuda/cuda.h"
+#include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/rows.cuh"
 
 #include <cuda_fp16.h>
@@ -32,6 +33,7 @@ static __device__ __forceinline__ float element(const void *p, enum kern_dtype d
 static __global__ void embed(const void *table, enum kern_dtype dtype, size_t ld,
                              const int32_t *ids, size_t n, size_t cols, struct cuda_rows out)
 {
+    pdl_take_over();
     FOR_ROWS(i, n)
     FOR_COLUMNS(c, cols)
     row_set(out, i, c, element(table, dtype, ids[i] * ld + c));
@@ -40,15 +42,15 @@ static __global__ void embed(const void *table, enum kern_dtype dtype, size_t ld
 void cuda_embed(struct kern *k, const struct kern_embed_args *a)
 {
     size_t cols = a->table->shape.cols;
-    embed<<<rows_grid(a->n, cols), THREADS, 0, cuda_of(k)->stream>>>(
-        a->table->p, a->table->shape.dtype, a->table->ld, (const int32_t *)a->ids->p + a->ids_at, a->n, cols,
-        cuda_rows(&a->out));
-    cuda_launched(cuda_of(k), "embed");
+    cuda_launch(cuda_of(k), "embed", embed, rows_grid(a->n, cols), THREADS, 0, a->table->p,
+                a->table->shape.dtype, a->table->ld, (const int32_t *)a->ids->p + a->ids_at, a->n,
+                cols, cuda_rows(&a->out));
 }
 
 static __global__ void gather(struct cuda_rows x, const int32_t *rows, size_t n, size_t dim,
                               struct cuda_rows out)
 {
+    pdl_take_over();
     FOR_ROWS(i, n)
     FOR_COLUMNS(c, dim)
     row_set(out, i, c, row_get(x, rows[i], c));
@@ -56,65 +58,8 @@ static __global__ void gather(struct cuda_rows x, const int32_t *rows, size_t n,
 
 void cuda_gather_rows(struct kern *k, const struct kern_gather_args *a)
 {
-    gather<<<rows_grid(a->n, a->dim), THREADS, 0, cuda_of(k)->stream>>>(
-        cuda_rows(&a->x), (const int32_t *)a->rows->p, a->n, a->dim, cuda_rows(&a->out));
-    cuda_launched(cuda_of(k), "gather_rows");
-}
-
-// ---- rmsnorm: a block per run; the sum's order depends on dim alone
-
-static __device__ float block_sum(float v)
-{
-    __shared__ float part[32];
-    for (int d = 16; d; d /= 2)
-        v += __shfl_xor_sync(~0u, v, d);
-    if (threadIdx.x % 32 == 0)
-        part[threadIdx.x / 32] = v;
-    __syncthreads();
-    v = threadIdx.x % 32 < blockDim.x / 32 ? part[threadIdx.x % 32] : 0;
-    for (int d = 16; d; d /= 2)
-        v += __shfl_xor_sync(~0u, v, d);
-    __syncthreads(); // part may be written again
-    return v;
-}
-
-struct norm {
-    size_t n, dim, heads, x_head, out_head;
-    struct cuda_rows x, out;
-    const float *gamma;
-    float eps;
-};
-static __global__ void rmsnorm(struct norm a)
-{
-    size_t h = blockIdx.x;
-    FOR_ROWS(i, a.n)
-    {
-        float sum = 0;
-        for (size_t c = threadIdx.x; c < a.dim; c += blockDim.x) {
-            float x = row_get(a.x, i, h * a.x_head + c);
-            sum = fmaf(x, x, sum);
-        }
-        float r = 1 / sqrtf(block_sum(sum) / (float)a.dim + a.eps);
-        for (size_t c = threadIdx.x; c < a.dim; c += blockDim.x)
-            row_set(a.out, i, h * a.out_head + c, row_get(a.x, i, h * a.x_head + c) * r * a.gamma[c]);
-    }
-}
-
-void cuda_rmsnorm(struct kern *k, const struct kern_rmsnorm_args *a)
-{
-    struct norm s = {a->n,
-                     a->dim,
-                     a->heads,
-                     a->x_head_stride,
-                     a->out_head_stride,
-                     cuda_rows(&a->x),
-                     cuda_rows(&a->out),
-                     (const float *)a->gamma->p,
-                     a->eps};
-    unsigned threads = a->dim <= 128 ? 64 : a->dim <= 1024 ? 256 : 1024;
-    dim3 grid((unsigned)a->heads, (unsigned)(a->n < 65535 ? a->n : 65535));
-    rmsnorm<<<grid, threads, 0, cuda_of(k)->stream>>>(s);
-    cuda_launched(cuda_of(k), "rmsnorm");
+    cuda_launch(cuda_of(k), "gather_rows", gather, rows_grid(a->n, a->dim), THREADS, 0,
+                cuda_rows(&a->x), (const int32_t *)a->rows->p, a->n, a->dim, cuda_rows(&a->out));
 }
 
 // ---- elementwise
@@ -122,6 +67,7 @@ void cuda_rmsnorm(struct kern *k, const struct kern_rmsnorm_args *a)
 static __global__ void add(size_t n, size_t dim, struct cuda_rows a, struct cuda_rows b,
                            struct cuda_rows out)
 {
+    pdl_take_over();
     FOR_ROWS(i, n)
     FOR_COLUMNS(c, dim)
     row_set(out, i, c, row_get(a, i, c) + row_get(b, i, c));
@@ -129,14 +75,14 @@ static __global__ void add(size_t n, size_t dim, struct cuda_rows a, struct cuda
 
 void cuda_add(struct kern *k, const struct kern_add_args *a)
 {
-    add<<<rows_grid(a->n, a->dim), THREADS, 0, cuda_of(k)->stream>>>(
-        a->n, a->dim, cuda_rows(&a->a), cuda_rows(&a->b), cuda_rows(&a->out));
-    cuda_launched(cuda_of(k), "add");
+    cuda_launch(cuda_of(k), "add", add, rows_grid(a->n, a->dim), THREADS, 0, a->n, a->dim,
+                cuda_rows(&a->a), cuda_rows(&a->b), cuda_rows(&a->out));
 }
 
 static __global__ void silu_mul(size_t n, size_t dim, struct cuda_rows gate, struct cuda_rows up,
                                 struct cuda_rows out)
 {
+    pdl_take_over();
     FOR_ROWS(i, n)
     FOR_COLUMNS(c, dim)
     {
@@ -147,9 +93,8 @@ static __global__ void silu_mul(size_t n, size_t dim, struct cuda_rows gate, str
 
 void cuda_silu_mul(struct kern *k, const struct kern_silu_mul_args *a)
 {
-    silu_mul<<<rows_grid(a->n, a->dim), THREADS, 0, cuda_of(k)->stream>>>(
-        a->n, a->dim, cuda_rows(&a->gate), cuda_rows(&a->up), cuda_rows(&a->out));
-    cuda_launched(cuda_of(k), "silu_mul");
+    cuda_launch(cuda_of(k), "silu_mul", silu_mul, rows_grid(a->n, a->dim), THREADS, 0, a->n, a->dim,
+                cuda_rows(&a->gate), cuda_rows(&a->up), cuda_rows(&a->out));
 }
 
 // ---- rope and kv_write
@@ -163,6 +108,7 @@ struct rope {
 };
 static __global__ void rope(struct rope a)
 {
+    pdl_take_over();
     FOR_ROWS(i, a.n)
     FOR_COLUMNS(j, a.heads * a.half)
     {
@@ -187,8 +133,7 @@ void cuda_rope(struct kern *k, const struct kern_rope_args *a)
                      cuda_rows(&a->x),
                      (const float *)a->table->p,
                      (const int32_t *)a->pos->p};
-    rope<<<rows_grid(a->n, a->heads * a->dim / 2), THREADS, 0, cuda_of(k)->stream>>>(s);
-    cuda_launched(cuda_of(k), "rope");
+    cuda_launch(cuda_of(k), "rope", rope, rows_grid(a->n, a->heads * a->dim / 2), THREADS, 0, s);
 }
 
 struct cuda_kv cuda_kv(const struct kern_batch *b, const struct kern_kv *kv)
@@ -206,6 +151,7 @@ struct cuda_kv cuda_kv(const struct kern_batch *b, const struct kern_kv *kv)
 static __global__ void kv_write(struct cuda_kv kv, size_t n, struct cuda_rows a, size_t a_dim,
                                 struct cuda_rows b)
 {
+    pdl_take_over();
     FOR_ROWS(i, n)
     {
         size_t pos = kv.pos[i];
@@ -218,9 +164,9 @@ static __global__ void kv_write(struct cuda_kv kv, size_t n, struct cuda_rows a,
 
 void cuda_kv_write(struct kern *k, const struct kern_kv_write_args *a)
 {
-    kv_write<<<rows_grid(a->batch->n, a->kv.width), THREADS, 0, cuda_of(k)->stream>>>(
-        cuda_kv(a->batch, &a->kv), a->batch->n, cuda_rows(&a->a), a->a_dim, cuda_rows(&a->b));
-    cuda_launched(cuda_of(k), "kv_write");
+    cuda_launch(cuda_of(k), "kv_write", kv_write, rows_grid(a->batch->n, a->kv.width), THREADS, 0,
+                cuda_kv(a->batch, &a->kv), a->batch->n, cuda_rows(&a->a), a->a_dim,
+                cuda_rows(&a->b));
 }
 
 // ---- argmax: a block per row
@@ -238,6 +184,7 @@ static __device__ __forceinline__ best better(best a, best b)
 
 static __global__ void argmax(size_t n, size_t dim, struct cuda_rows x, int32_t *out)
 {
+    pdl_take_over();
     __shared__ best part[32];
     FOR_ROWS(i, n)
     {
@@ -262,7 +209,6 @@ static __global__ void argmax(size_t n, size_t dim, struct cuda_rows x, int32_t 
 void cuda_argmax(struct kern *k, const struct kern_argmax_args *a)
 {
     dim3 grid(1, (unsigned)(a->n < 65535 ? a->n : 65535));
-    argmax<<<grid, 1024, 0, cuda_of(k)->stream>>>(a->n, a->dim, cuda_rows(&a->x),
-                                                  (int32_t *)a->out->p);
-    cuda_launched(cuda_of(k), "argmax");
+    cuda_launch(cuda_of(k), "argmax", argmax, grid, 1024, 0, a->n, a->dim, cuda_rows(&a->x),
+                (int32_t *)a->out->p);
 }

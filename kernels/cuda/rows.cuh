@@ -13,6 +13,10 @@ static __device__ __forceinline__ uint16_t to_bf16(float v)
 {
     return __bfloat16_as_ushort(__float2bfloat16_rn(v));
 }
+static __device__ __forceinline__ uint32_t pack_bf16(float lo, float hi)
+{
+    return (uint32_t)to_bf16(lo) | (uint32_t)to_bf16(hi) << 16;
+}
 static __device__ __forceinline__ float row_get(const struct cuda_rows &r, size_t row, size_t c)
 {
     size_t at = row * r.stride + c;

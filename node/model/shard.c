@@ -6,6 +6,7 @@
 #include <stdlib.h>
 
 #include "base/mem.h"
+#include "node/model/inputs.h"
 #include "node/model/rope.h"
 #include "node/model/safetensors.h"
 
@@ -67,8 +68,6 @@ static enum status make_step_bufs(struct model_shard *s, struct errmsg *e)
     const size_t inter = max2((size_t)p->inter.part, (size_t)p->shared_inter.part);
     const size_t lat = c->mla ? heads * (size_t)c->kv_lora : 0;
     const size_t moe = p->expert_inter.part > 0;
-    const size_t blocks =
-        ((size_t)s->max_context + (size_t)s->block_tokens - 1) / (size_t)s->block_tokens;
     const enum kern_dtype act = kern_act_dtype(s->kern);
     const struct want wants[] = {
         {&b->x, KERN_F32, n * x},
@@ -88,21 +87,21 @@ static enum status make_step_bufs(struct model_shard *s, struct errmsg *e)
         {&b->expert_gates, KERN_F32, moe * n * topk},
         {&b->expert_act, act, n * topk * t * (size_t)p->expert_inter.part},
         {&b->logits, KERN_F32, m * t * (size_t)p->vocab.part},
-        {&b->ids, KERN_I32, n},
-        {&b->seq, KERN_I32, n},
-        {&b->pos, KERN_I32, n},
-        {&b->rows, KERN_I32, m},
-        {&b->seq_m, KERN_I32, m},
-        {&b->pos_m, KERN_I32, m},
-        {&b->tables, KERN_I32, (size_t)s->max_seqs * blocks},
+        {&b->inputs, KERN_I32, inputs_size(s)},
     };
-    s->host = mem_zalloc(max2(n, (size_t)s->max_seqs * blocks), sizeof *s->host);
-    return make_bufs(s, wants, sizeof wants / sizeof *wants, e);
+    s->host = mem_zalloc(inputs_size(s), sizeof *s->host);
+    enum status st = make_bufs(s, wants, sizeof wants / sizeof *wants, e);
+    struct kern_buf **windows[] = {&b->ids,   &b->seq,   &b->pos,   &b->rows,
+                                   &b->seq_m, &b->pos_m, &b->tables};
+    for (size_t i = 0; i < sizeof windows / sizeof *windows && st == STATUS_OK; i++)
+        st = kern_buf_window_create(b->inputs, windows[i]);
+    return st;
 }
 
 static enum status make_kv(struct model_shard *s, struct errmsg *e)
 {
-    size_t n = (size_t)s->kv_blocks * (size_t)s->block_tokens * (size_t)s->plan.kv_width;
+    size_t blocks = (size_t)s->kv_blocks + inputs_spare_blocks(s->kern);
+    size_t n = blocks * (size_t)s->block_tokens * (size_t)s->plan.kv_width;
     for (int i = 0; i < s->plan.layers_n; i++) {
         struct want w = {&s->kv[i], kern_kv_dtype(s->kern), n};
         enum status st = make_bufs(s, &w, 1, e);
@@ -191,6 +190,7 @@ void model_shard_attach(struct model_shard *s, struct comm *comm)
 {
     assert(!comm || (comm_size(comm) == s->rank.tensors && comm_rank(comm) == s->rank.tensor));
     s->comm = comm;
+    s->attached++;
 }
 
 void model_shard_close(struct model_shard *s)
@@ -207,7 +207,7 @@ void model_shard_close(struct model_shard *s)
         b->q,          b->q_latent, b->ctx,    b->attn,       b->gate_up,
         b->act,        b->shared,   b->router, b->expert_ids, b->expert_gates,
         b->expert_act, b->logits,   b->ids,    b->seq,        b->pos,
-        b->rows,       b->seq_m,    b->pos_m,  b->tables};
+        b->rows,       b->seq_m,    b->pos_m,  b->tables,     b->inputs};
     for (size_t i = 0; i < sizeof bufs / sizeof *bufs; i++)
         kern_buf_destroy(bufs[i]);
     free(s->host);

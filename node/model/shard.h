@@ -47,9 +47,10 @@ struct model_buffers {
     struct kern_buf *expert_gates; // [n][per_token]
     struct kern_buf *expert_act;   // [n * per_token][expert inter], gathered
     struct kern_buf *logits;       // [m][vocab], gathered
-    struct kern_buf *ids;          // [n] i32: tokens, seq, pos, and the rows that go on
-    struct kern_buf *seq, *pos, *rows, *seq_m, *pos_m;
-    struct kern_buf *tables; // [seqs][blocks of a sequence] i32
+    struct kern_buf *inputs;       // i32: all that a step uploads (inputs.h)
+    // Windows of it: [n] tokens, sequence and position of the rows, [m] the same of those that go
+    // on, [seqs][blocks of a sequence].
+    struct kern_buf *ids, *seq, *pos, *rows, *seq_m, *pos_m, *tables;
 };
 
 struct model_shard {
@@ -59,11 +60,12 @@ struct model_shard {
     struct model_weights weights;
     struct kern *kern;
     struct comm *comm; // borrowed; NULL until model_shard_attach
+    size_t attached;   // how often; steps recorded with another comm are not replayed
     int max_context, max_rows, max_seqs, max_logits, block_tokens, kv_blocks;
     struct kern_buf **kv;  // [layers_n] pools [blocks][block_tokens][kv_width] of kern_kv_dtype
     struct kern_buf *rope; // [max_context][rope.dim] cos, sin
     struct model_buffers b;
-    int32_t *host; // scratch for uploads: max(max_rows, one block table)
+    int32_t *host; // [inputs_size()] what goes into b.inputs
     uint64_t fingerprint;
 };
 
