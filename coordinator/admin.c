@@ -67,7 +67,9 @@ static void drain(struct coord *c, struct member *m, uint64_t tag)
 static void undrain(struct coord *c, struct member *m, uint64_t tag)
 {
     m->mark = MARK_NONE;
-    m->faults = 0;
+    m->faults = m->quarantines = m->flaps = 0;
+    m->doubt = 0;
+    core_disarm(c, &m->quarantine_timer);
     waiters_answer(c, &m->drains, STATUS_CANCELLED, "undrained before it was idle");
     if (m->state == COORD_NODE_DRAINED || m->state == COORD_NODE_EJECTED)
         member_move(c, m, COORD_NODE_FREE);
@@ -81,6 +83,7 @@ static void undrain(struct coord *c, struct member *m, uint64_t tag)
 
 void member_eject(struct coord *c, struct member *m, const char *why)
 {
+    core_disarm(c, &m->quarantine_timer);
     m->mark = MARK_EJECT;
     if (m->replica) {
         replica_fence(c, m->replica, &(struct fence){FENCE_ORDER, m, why});

@@ -144,6 +144,7 @@ static bool add_node(void *arg, const struct coord_node_view *n)
     put_text(&o, "name", n->name);
     put_text(&o, "state", coord_node_state_name(n->state));
     put_bool(&o, "marked", n->marked);
+    put_uint(&o, "quarantine_ms", n->quarantine_ms);
     put_text(&o, "host", n->host);
     put_text(&o, "backend", n->backend);
     put_uint(&o, "pid", n->pid);

@@ -249,6 +249,11 @@ static void work(const struct coord_stats *st, struct strbuf *out)
             st->preemptions);
     counter(out, "hadal_displaced_total",
             "Waiting requests refused to make room for a higher band.", st->displaced);
+    counter(out, "hadal_probes_total", "Golden probes answered.", st->probes);
+    counter(out, "hadal_probes_failed_total", "Golden probes answered wrongly, late or not at all.",
+            st->probes_failed);
+    counter(out, "hadal_quarantines_total", "Nodes kept out for wrong, slow or failing work.",
+            st->quarantines);
     counter(out, "hadal_fences_total", "Replicas fenced.", st->fences);
     counter(out, "hadal_forms_total", "Replicas formed.", st->forms);
     counter(out, "hadal_forms_failed_total", "Replicas that could not be formed.",

@@ -10,7 +10,7 @@
 #include "base/limits.h"
 #include "base/mem.h"
 
-enum { TENANTS = 1024, TENANT_KEYS = 64, BANDS = 10 };
+enum { PROBE_ANSWER_MAX = 32, TENANTS = 1024, TENANT_KEYS = 64, BANDS = 10 };
 
 struct yaml_tenant {
     char *name;
@@ -30,6 +30,9 @@ struct yaml {
     int64_t *replicas, *stages, *tensor;
     int64_t *heartbeat_ms, *heartbeat_timeout_ms, *hang_ms, *warmup_timeout_ms;
     int64_t *queue_limit, *default_deadline_ms, *grace_ms, *retention_ms, *retain_limit;
+    char *probe_prompt;
+    int64_t *probe_interval_ms, *probe_timeout_ms, *probe_failures, *probe_tokens;
+    int64_t *quarantine_ms, *quarantine_percent, *trial_ms, *flap_limit, *slow_ms, *slow_factor;
     int64_t *ageing_ms, *ageing_band, *preempt_limit;
     char *tenant_from;
     bool *require_key;
@@ -92,6 +95,17 @@ static const cyaml_schema_field_t fields[] = {
     NUMBER(grace_ms),
     NUMBER(retention_ms),
     NUMBER(retain_limit),
+    TEXT(probe_prompt),
+    NUMBER(probe_interval_ms),
+    NUMBER(probe_timeout_ms),
+    NUMBER(probe_failures),
+    NUMBER(probe_tokens),
+    NUMBER(quarantine_ms),
+    NUMBER(quarantine_percent),
+    NUMBER(trial_ms),
+    NUMBER(flap_limit),
+    NUMBER(slow_ms),
+    NUMBER(slow_factor),
     NUMBER(ageing_ms),
     NUMBER(ageing_band),
     NUMBER(preempt_limit),
@@ -120,6 +134,8 @@ void coordinator_config_default(struct coordinator_config *c)
         .http = mem_strdup("127.0.0.1:8000"),
         .rpc = mem_strdup("127.0.0.1:7070"),
         .model = mem_strdup("models/sample"),
+        .probe_prompt = mem_strdup("One, two, three, four, five, six"),
+        .probe_interval_ms = 30 * 1000,
         .http_connections = 8192,
         .rpc_connections = 8192,
         .idle_ms = 75 * 1000,
@@ -166,6 +182,7 @@ static enum status take_numbers(const char *path, const struct yaml *y,
 {
     const int64_t day = 24 * 3600 * 1000;
     uint32_t ageing_band = c->core.ageing_band;
+    uint32_t slow_factor = (uint32_t)c->core.slow_factor;
     const struct number numbers[] = {
         {"replicas", y->replicas, &c->core.replicas, 1, COORD_MAX_REPLICAS},
         {"stages", y->stages, &c->core.stages, 1, LIMIT_STAGES},
@@ -179,6 +196,16 @@ static enum status take_numbers(const char *path, const struct yaml *y,
         {"grace_ms", y->grace_ms, &c->core.grace_ms, 0, day},
         {"retention_ms", y->retention_ms, &c->core.retention_ms, 0, day},
         {"retain_limit", y->retain_limit, &c->core.retain_limit, 0, 1 << 20},
+        {"probe_interval_ms", y->probe_interval_ms, &c->probe_interval_ms, 0, day},
+        {"probe_timeout_ms", y->probe_timeout_ms, &c->core.probe_timeout_ms, 100, day},
+        {"probe_failures", y->probe_failures, &c->core.probe_failures, 1, 100},
+        {"probe_tokens", y->probe_tokens, &c->core.probe_tokens_n, 1, PROBE_ANSWER_MAX},
+        {"quarantine_ms", y->quarantine_ms, &c->core.quarantine_ms, 100, day},
+        {"quarantine_percent", y->quarantine_percent, &c->core.quarantine_percent, 0, 100},
+        {"trial_ms", y->trial_ms, &c->core.trial_ms, 0, day},
+        {"flap_limit", y->flap_limit, &c->core.flap_limit, 0, 1000},
+        {"slow_ms", y->slow_ms, &c->core.slow_ms, 0, day},
+        {"slow_factor", y->slow_factor, &slow_factor, 2, 100},
         {"ageing_ms", y->ageing_ms, &c->core.ageing_ms, 0, day},
         {"ageing_band", y->ageing_band, &ageing_band, 0, BANDS - 1},
         {"preempt_limit", y->preempt_limit, &c->core.preempt_limit, 0, 1000},
@@ -191,6 +218,7 @@ static enum status take_numbers(const char *path, const struct yaml *y,
     };
     enum status s = check_numbers(path, "", numbers, sizeof numbers / sizeof *numbers, err);
     c->core.ageing_band = (uint8_t)ageing_band;
+    c->core.slow_factor = (float)slow_factor;
     return s;
 }
 
@@ -290,6 +318,7 @@ enum status coordinator_config_load(const char *path, struct coordinator_config 
         replace(&next.rpc, y->rpc);
         replace(&next.model, y->model);
         replace(&next.model_name, y->model_name);
+        replace(&next.probe_prompt, y->probe_prompt);
         s = take_transport(path, y->transport, &next.core.transport, err);
         if (!s)
             s = take_numbers(path, y, &next, err);
@@ -311,6 +340,7 @@ void coordinator_config_finish(struct coordinator_config *c)
     free(c->rpc);
     free(c->model);
     free(c->model_name);
+    free(c->probe_prompt);
     for (uint32_t i = 0; i < c->tenants_n; i++)
         free((char *)c->tenants[i].name);
     free(c->tenants);

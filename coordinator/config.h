@@ -17,6 +17,8 @@ struct coordinator_config {
     struct coord_tenant *tenants; // owned, and their names
     uint32_t tenants_n;
     struct identity identity;
+    char *probe_prompt;                         // owned; text of the golden probe
+    uint32_t probe_interval_ms;                 // 0 = no probes
     uint32_t http_connections, rpc_connections; // open at once; more are closed at once
     uint32_t idle_ms;        // an HTTP connection without a request for longer is closed
     uint32_t write_stall_ms; // a client that takes nothing for longer is closed

@@ -28,6 +28,17 @@ void coord_config_default(struct coord_config *cfg)
         .backoff_ms = 500,
         .backoff_max_ms = 30000,
         .stable_ms = 1000,
+        .probe_tokens_n = 8,
+        .probe_tolerance = 0.05f,
+        .probe_interval_ms = 30000,
+        .probe_timeout_ms = 10000,
+        .probe_failures = 3,
+        .quarantine_ms = 30000,
+        .quarantine_percent = 34,
+        .trial_ms = 10000,
+        .flap_limit = 5,
+        .slow_factor = 4,
+        .slow_ms = 5000,
         .lost_keep_ms = 600000,
         .other_tenants = {.weight = 1, .max_band = QUEUE_BANDS - 1},
         .tenants_limit = 1024,
@@ -102,6 +113,15 @@ static enum status config_check(const struct coord_config *k, struct errmsg *err
     if (k->ageing_band >= QUEUE_BANDS || k->other_tenants.max_band >= QUEUE_BANDS)
         return errmsg_set(err, STATUS_BAD_CONFIG,
                           "coordinator: ageing_band, max_band: not in 0..9");
+    if (k->probe_prompt_n > PROBE_PROMPT || k->probe_tokens_n < 1 ||
+        k->probe_tokens_n > PROBE_TOKENS || !k->probe_interval_ms || !k->probe_timeout_ms ||
+        !k->probe_failures || !k->quarantine_ms || k->slow_factor < 1)
+        return errmsg_set(
+            err, STATUS_BAD_CONFIG,
+            "coordinator: a golden probe has at most %d tokens of prompt and 1..%d of "
+            "answer; its times, its failures and quarantine_ms are above 0, "
+            "slow_factor is at least 1",
+            PROBE_PROMPT, PROBE_TOKENS);
     for (uint32_t i = 0; i < k->tenants_n; i++)
         if (!tenant_ok(k, i))
             return errmsg_set(
@@ -113,6 +133,19 @@ static enum status config_check(const struct coord_config *k, struct errmsg *err
         return errmsg_set(err, STATUS_BAD_CONFIG, "coordinator: max_context %u is above %d",
                           k->max_context, LIMIT_CONTEXT);
     return STATUS_OK;
+}
+
+static void take_probe(struct coord *c, const struct coord_config *cfg)
+{
+    c->probe_prompt = mem_dup(cfg->probe_prompt, cfg->probe_prompt_n * sizeof *cfg->probe_prompt);
+    c->cfg.probe_prompt = NULL;
+    c->cfg.probe_expect = NULL;
+    c->known_configured = cfg->probe_expect != NULL;
+    if (!cfg->probe_expect)
+        return;
+    c->known.n = cfg->probe_tokens_n;
+    memcpy(c->known.tokens, cfg->probe_expect, c->known.n * sizeof *cfg->probe_expect);
+    c->cfg.probe_tolerance = 0; // nothing is known of its log-probabilities
 }
 
 struct coord *coord_create(const struct coord_config *cfg, struct errmsg *err)
@@ -132,6 +165,9 @@ struct coord *coord_create(const struct coord_config *cfg, struct errmsg *err)
     tenants_init(&c->tenants, cfg->tenants, cfg->tenants_n, &cfg->other_tenants,
                  cfg->tenants_limit);
     c->cfg.tenants = NULL;
+    take_probe(c, cfg);
+    if (cfg->slow_ms && prober_on(c)) // it is a probe that clears or convicts a straggler
+        core_arm(c, &c->pace_timer, TIMER_PACE, 0);
     replicas_init(c);
     return c;
 }
@@ -149,6 +185,7 @@ void coord_destroy(struct coord *c)
     timers_finish(&c->timers);
     arena_finish(&c->arena);
     free(c->actions);
+    free(c->probe_prompt);
     free(c->model_dir);
     free(c);
 }
@@ -282,6 +319,15 @@ static void fire(struct coord *c, struct timer *t)
         break;
     case TIMER_LIFE:
         requests_life_timer(c, CONTAINER_OF(t, struct request, life));
+        break;
+    case TIMER_PROBE:
+        prober_timer(c, (struct replica *)((char *)t - offsetof(struct replica, probe.timer)));
+        break;
+    case TIMER_QUARANTINE:
+        quarantine_timer(c, CONTAINER_OF(t, struct member, quarantine_timer));
+        break;
+    case TIMER_PACE:
+        quarantine_pace_timer(c);
         break;
     case TIMER_NOTICE:
         notices_all(c);

@@ -60,8 +60,23 @@ struct coord_config {
     uint32_t cancel_timeout_ms;    // a lead that does not answer CANCEL in this time = hung
     uint32_t backoff_ms;           // first pause after a failed forming; doubles
     uint32_t backoff_max_ms;
-    uint32_t stable_ms;    // a replica ready for this long forgets its failures
-    uint32_t lost_keep_ms; // lost nodes stay in the list for this long
+    uint32_t stable_ms; // a replica ready for this long forgets its failures
+    // Golden probes (prober.c) and quarantine (quarantine.c).
+    const int32_t *probe_prompt; // copied; probe_prompt_n 0 = no probes
+    uint32_t probe_prompt_n;     // at most PROBE_PROMPT
+    uint32_t probe_tokens_n;     // of the answer, 1..PROBE_TOKENS
+    const int32_t *probe_expect; // copied, probe_tokens_n of them; NULL = learned
+    float probe_tolerance;       // of a log-probability; 0 = only tokens are compared
+    uint32_t probe_interval_ms;
+    uint32_t probe_timeout_ms;
+    uint32_t probe_failures;     // in a row: ejected
+    uint32_t quarantine_ms;      // the first one; doubles
+    uint32_t quarantine_percent; // of the connected nodes at most, and one
+    uint32_t trial_ms;           // after it, with a quarter of the credits
+    uint32_t flap_limit;         // faults of a live node within a minute: quarantine; 0 = never
+    float slow_factor;           // a replica so many times slower than its peers ...
+    uint32_t slow_ms;            // ... for so long is taken out and measured; 0 = never
+    uint32_t lost_keep_ms;       // lost nodes stay in the list for this long
     // Order and share (fair.h, tenants.h, preempt.c).
     const struct coord_tenant *tenants; // tenants_n of them, copied; names differ, not "default"
     uint32_t tenants_n;
@@ -256,7 +271,7 @@ enum coord_node_state {
     COORD_NODE_DRAINING,   // in a replica that hands its work over
     COORD_NODE_DRAINED,    // idle, kept out until undrain
     COORD_NODE_SUSPECT,    // was named as stuck; kept out until it shows that it is not
-    COORD_NODE_EJECTED,    // quarantined until undrain
+    COORD_NODE_EJECTED,    // quarantined: for a time, or, by an operator, until undrain
     COORD_NODE_LOST,       // no connection
 };
 const char *coord_node_state_name(enum coord_node_state s); // "free", "in-replica", ...
@@ -264,6 +279,7 @@ const char *coord_node_state_name(enum coord_node_state s); // "free", "in-repli
 enum coord_replica_state {
     COORD_REPLICA_VACANT,   // waits for nodes, or for its back-off
     COORD_REPLICA_FORMING,  // its ranks load weights and link up: warm-up
+    COORD_REPLICA_PROVING,  // formed; has not given the known answer to a golden probe yet
     COORD_REPLICA_READY,    // serves
     COORD_REPLICA_DRAINING, // finishes or hands over what it has, takes nothing new
 };
@@ -283,7 +299,8 @@ struct coord_node_view {
     uint64_t incarnation, conn; // conn 0 = none
     uint32_t pid;
     enum coord_node_state state;
-    bool marked;            // drained or ejected by an operator: stays so when it comes back
+    bool marked;            // drained or ejected: stays so when it comes back
+    uint32_t quarantine_ms; // what is left of its quarantine; 0 = none, or without end
     uint64_t replica;       // 0 = none
     uint32_t stage, tensor; // valid when replica != 0
     uint64_t heartbeat_age_us;
@@ -350,6 +367,7 @@ struct coord_stats {
     uint64_t tokens, dispatches, moves; // moves: dispatches that continued a journal elsewhere
     uint64_t preemptions;               // running requests that gave way to a higher band
     uint64_t fences, forms, forms_failed;
+    uint64_t probes, probes_failed, quarantines;
     uint64_t stale_dropped;     // messages of an old epoch or of a replaced connection
     uint64_t duplicate_dropped; // tokens that were known already
     uint64_t protocol_errors;

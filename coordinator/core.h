@@ -5,6 +5,8 @@
 //   messages.c   what nodes say, and whether it still counts
 //   forming.c    from free nodes to a ready replica
 //   replicas.c   the fence between two epochs; health
+//   prober.c     golden probes
+//   quarantine.c who is kept out, for how long; stragglers
 //   lifecycle.c  admission, the end of a request, retention
 //   tokens.c     how tokens enter the journals
 //   dispatch.c   the queues' order, routing, hand-over
@@ -21,6 +23,8 @@
 #include "coordinator/coord.h"
 #include "coordinator/eta.h"
 #include "coordinator/fair.h"
+#include "coordinator/pace.h"
+#include "coordinator/probe.h"
 #include "coordinator/queue.h"
 #include "coordinator/request.h"
 #include "coordinator/ring.h"
@@ -33,9 +37,13 @@ enum timer_kind {
     TIMER_WAIT,    // a request's deadline
     TIMER_LIFE,    // a request's grace or retention
     TIMER_NOTICE,  // tell waiting requests their places
+    TIMER_PROBE,   // a replica's next probe, or the one under way took too long
+    TIMER_QUARANTINE,
+    TIMER_PACE,
 };
 
-enum member_mark { MARK_NONE, MARK_DRAIN, MARK_EJECT };
+// Drained and ejected by an operator: until undrain. Quarantine ends by itself.
+enum member_mark { MARK_NONE, MARK_DRAIN, MARK_EJECT, MARK_QUARANTINE };
 
 struct waiter { // an ADMIN command that is not done yet
     struct waiter *next;
@@ -52,7 +60,8 @@ struct waiter { // an ADMIN command that is not done yet
 //        |  shows progress                                                |
 //        +----------------------------------------------------------------+ undrain
 //   any state -> EJECTED (eject), -> LOST (connection or heartbeat lost)
-//   EJECTED -> FREE (undrain); LOST -> FREE, DRAINED, EJECTED (HELLO; marks stay)
+//   EJECTED -> FREE (undrain, or its quarantine is over); LOST -> FREE, DRAINED, EJECTED (HELLO;
+//   marks stay)
 extern const struct sm member_sm;
 
 struct member {
@@ -75,6 +84,14 @@ struct member {
     char *fault; // owned; NULL = none
     uint64_t fault_us;
     struct timer timer;
+    struct timer quarantine_timer;
+    uint32_t quarantines;       // so far; forgotten after a good time
+    uint64_t quarantine_end_us; // of the last one
+    bool on_trial;              // since then
+    uint64_t doubt;             // != 0: one of the ranks of that epoch fails, maybe this one
+    bool doubt_slow;            // it is only slow
+    uint32_t flaps;             // faults since flap_us
+    uint64_t flap_us;
     struct waiter *drains; // DRAIN commands to answer
     struct member *prev, *next;
     UT_hash_handle hh; // by name
@@ -87,12 +104,13 @@ struct conn {
     UT_hash_handle hh;
 };
 
-//             nodes suffice            all ranks FORMED
-//   VACANT -----------------> FORMING -------------------> READY <-------+ undrain
-//     ^                          |                          | | drain    |
-//     |                          |                          | +----> DRAINING
-//     +--------------------------+--------------------------+------------+
-//            fenced: rank lost, hung, faulty; forming failed; operator; empty after drain
+//           nodes suffice          all ranks FORMED           right answer
+//   VACANT ---------------> FORMING ----------------> PROVING --------------> READY <--+ undrain
+//     ^                        |                         |                     | |drain|
+//     |                        |                         |                     | +-> DRAINING
+//     +------------------------+-------------------------+---------------------+---------+
+//       fenced: rank lost, hung, faulty, wrong, slow; forming failed; operator; empty after drain
+//   Without golden probes FORMING leads to READY.
 extern const struct sm replica_sm;
 
 // How far a rank is with the two rounds of forming (proto/msg.h).
@@ -100,6 +118,20 @@ enum rank_phase { RANK_LOADING, RANK_PREPARED, RANK_FORMED };
 struct rank_link {
     enum rank_phase phase;
     char *shm, *tcp, *verbs; // owned; where its peers reach it in this epoch; NULL before PREPARED
+};
+
+// Its golden probe.
+struct prober {
+    uint64_t request; // under way; 0 = none
+    uint64_t sent_us;
+    struct probe_answer got;  // so far
+    struct probe_answer last; // n 0 = never
+    uint64_t last_fingerprint;
+    uint64_t idle_us;  // how long it took while the replica had nothing else to do; 0 = not known
+    uint32_t failures; // in a row
+    uint32_t tries;    // of measuring idle_us
+    bool again;        // ask once more at once
+    struct timer timer;
 };
 
 struct replica {
@@ -121,7 +153,12 @@ struct replica {
     uint32_t fails;               // in a row
     uint64_t forms, fences;
     struct timer timer, cancel_timer;
-    char *fault; // owned; NULL = never
+    struct prober probe;
+    struct pace pace;
+    uint64_t busy_us, busy_step; // last step that left work; 0 = idle
+    uint64_t slow_since_us, slow_acquitted_us;
+    uint32_t full_seqs; // credits once its trial is over
+    char *fault;        // owned; NULL = never
     char suspect[LIMIT_NAME];
     uint64_t fault_us;
 };
@@ -138,7 +175,12 @@ struct coord {
     size_t actions_n, actions_cap;
     struct timers timers;
     uint64_t timer_set_us; // as last told to the shell
-    struct timer notice_timer;
+    struct timer notice_timer, pace_timer;
+    int32_t *probe_prompt; // owned
+    uint64_t probes_n;
+    struct probe_answer known; // n 0 = not yet
+    uint64_t known_fingerprint;
+    bool known_configured;
 
     struct conn *conns;             // by id
     struct member *members_by_name; // LOST ones too
@@ -231,7 +273,31 @@ static inline uint32_t replica_load(const struct replica *r)
     return r->running.n + r->leaving.n - r->preempting_n;
 }
 
+// ---- prober.c ----
+bool prober_on(const struct coord *c);
+void prober_prove(struct coord *c, struct replica *r); // all ranks are formed
+void prober_watch(struct coord *c, struct replica *r); // it is READY
+void prober_ask(struct coord *c, struct replica *r);   // there is a suspicion
+void prober_reset(struct coord *c, struct replica *r);
+bool prober_token(struct coord *c, struct replica *r, const struct token_out *t); // was it its?
+void prober_timer(struct coord *c, struct replica *r);
+
+// ---- quarantine.c ----
+// Fences it; `what` reads on after the name of a node.
+void quarantine_replica(struct coord *c, struct replica *r, const char *what, bool slow);
+void quarantine_member(struct coord *c, struct member *m, const char *why);
+void quarantine_timer(struct coord *c, struct member *m);
+void quarantine_note_fault(struct coord *c, struct member *m, const char *why);
+void quarantine_acquit(struct coord *c, struct replica *r);
+bool quarantine_slow_doubt(const struct coord *c, const struct replica *r);
+void quarantine_pace(struct coord *c, struct replica *r, const struct msg_tokens *t);
+void quarantine_pace_timer(struct coord *c);
+void quarantine_trial(struct coord *c, struct replica *r); // it is about to serve
+void quarantine_trial_over(struct coord *c, struct replica *r);
+
 // ---- forming.c ----
+void replica_ready(struct coord *c, struct replica *r);
+const char *replica_names(struct coord *c, const struct replica *r); // "3, 4"
 void replicas_place(struct coord *c);
 void replica_prepared(struct coord *c, struct member *m, const struct msg_prepared *p);
 void replica_formed(struct coord *c, struct member *m, const struct msg_formed *f);

@@ -31,7 +31,7 @@ static size_t candidates(struct coord *c, struct placement_node **nodes_out,
             .held_replica = m->held_replica,
             .stage = m->held_rank / c->cfg.tensor,
             .tensor = m->held_rank % c->cfg.tensor,
-            .faults = c->now_us - m->fault_us < FAULT_MEMORY_US ? m->faults : 0,
+            .faults = (c->now_us - m->fault_us < FAULT_MEMORY_US ? m->faults : 0) + (m->doubt != 0),
         };
         members[n++] = m;
     }
@@ -74,7 +74,7 @@ static void send_links(struct coord *c, const struct replica *r)
                   (struct msg){.kind = MSG_LINK, .link = {r->id, r->epoch, all, c->ranks_n}});
 }
 
-static const char *rank_names(struct coord *c, const struct replica *r)
+const char *replica_names(struct coord *c, const struct replica *r)
 {
     const char *names = "";
     for (uint32_t i = 0; i < c->ranks_n; i++)
@@ -111,7 +111,7 @@ static bool replica_form(struct coord *c, struct replica *r)
         member_move(c, m, COORD_NODE_IN_REPLICA);
         member_watch(c, m);
     }
-    core_trace(c, LOG_INFO, "form replica %" PRIu64 " of %s", r->id, rank_names(c, r));
+    core_trace(c, LOG_INFO, "form replica %" PRIu64 " of %s", r->id, replica_names(c, r));
     send_forms(c, r);
     core_arm(c, &r->timer, TIMER_REPLICA, c->now_us + 1000ull * reload_ms(c));
     return true;
@@ -129,14 +129,16 @@ void replicas_place(struct coord *c)
     }
 }
 
-static void replica_ready(struct coord *c, struct replica *r)
+void replica_ready(struct coord *c, struct replica *r)
 {
     core_disarm(c, &r->timer);
+    quarantine_trial(c, r);
     replica_move(c, r, COORD_REPLICA_READY);
     c->max_context = r->max_context;
     for (uint32_t i = 0; i < c->ranks_n; i++)
         member_watch(c, r->ranks[i]);
     core_trace(c, LOG_INFO, "replica %" PRIu64 " is ready", r->id);
+    prober_watch(c, r);
 }
 
 __attribute__((format(printf, 4, 5))) static void
@@ -168,7 +170,8 @@ static void replica_complete(struct coord *c, struct replica *r)
 {
     const struct replica *o = serves_another(c, r);
     if (!o) {
-        replica_ready(c, r);
+        core_disarm(c, &r->timer);
+        prober_prove(c, r);
         return;
     }
     form_failed(c, r, NULL,
@@ -261,6 +264,10 @@ void replica_timer(struct coord *c, struct replica *r)
 {
     if (r->state == COORD_REPLICA_VACANT) { // the back-off is over
         c->place = true;
+        return;
+    }
+    if (r->state == COORD_REPLICA_READY || r->state == COORD_REPLICA_DRAINING) {
+        quarantine_trial_over(c, r);
         return;
     }
     assert(r->state == COORD_REPLICA_FORMING);

@@ -447,8 +447,18 @@ static enum status open_core(struct shell *s, struct errmsg *err)
     if (!core.max_context)
         core.max_context = s->text.context;
     core.trace = log_level();
-    s->core = coord_create(&core, err);
-    return s->core ? STATUS_OK : STATUS_BAD_CONFIG;
+    struct token_vec probe = {0};
+    enum status st = STATUS_OK;
+    if (s->cfg->probe_interval_ms) {
+        st = tokenizer_encode_text(s->text.tokenizer, s->cfg->probe_prompt,
+                                   strlen(s->cfg->probe_prompt), false, &probe, err);
+        core.probe_prompt = probe.v;
+        core.probe_prompt_n = (uint32_t)probe.n;
+        core.probe_interval_ms = s->cfg->probe_interval_ms;
+    }
+    s->core = st ? NULL : coord_create(&core, err);
+    token_vec_finish(&probe);
+    return st ? st : s->core ? STATUS_OK : STATUS_BAD_CONFIG;
 }
 
 static enum status seed(struct shell *s, struct errmsg *err)

@@ -51,7 +51,7 @@ void member_move(struct coord *c, struct member *m, enum coord_node_state to)
 void member_release(struct coord *c, struct member *m, bool suspect)
 {
     m->replica = NULL;
-    if (m->mark == MARK_EJECT)
+    if (m->mark == MARK_EJECT || m->mark == MARK_QUARANTINE)
         member_move(c, m, COORD_NODE_EJECTED);
     else if (m->mark == MARK_DRAIN)
         member_move(c, m, COORD_NODE_DRAINED);
@@ -113,6 +113,7 @@ __attribute__((format(printf, 4, 5))) static void conn_close(struct coord *c, ui
 static void member_free(struct coord *c, struct member *m)
 {
     core_disarm(c, &m->timer);
+    core_disarm(c, &m->quarantine_timer);
     HASH_DELETE(hh, c->members_by_name, m);
     DL_DELETE(c->members, m);
     c->members_n--;
@@ -229,7 +230,7 @@ static void member_join(struct coord *c, struct member *m, uint64_t conn, const 
     conn_add(c, conn, m, false);
     core_trace(c, LOG_INFO, "node %s joined%s", m->name,
                m->mark == MARK_DRAIN   ? ", stays drained"
-               : m->mark == MARK_EJECT ? ", stays ejected"
+               : m->mark != MARK_NONE  ? ", stays ejected"
                                        : "");
     member_release(c, m, false);
     member_watch(c, m);

@@ -11,7 +11,10 @@
 
 static const struct sm_state replica_states[] = {
     [COORD_REPLICA_VACANT] = {"vacant", SM_TO(COORD_REPLICA_FORMING)},
-    [COORD_REPLICA_FORMING] = {"forming", SM_TO(COORD_REPLICA_READY) | SM_TO(COORD_REPLICA_VACANT)},
+    [COORD_REPLICA_FORMING] = {"forming", SM_TO(COORD_REPLICA_PROVING) |
+                                              SM_TO(COORD_REPLICA_READY) |
+                                              SM_TO(COORD_REPLICA_VACANT)},
+    [COORD_REPLICA_PROVING] = {"proving", SM_TO(COORD_REPLICA_READY) | SM_TO(COORD_REPLICA_VACANT)},
     [COORD_REPLICA_READY] = {"ready", SM_TO(COORD_REPLICA_DRAINING) | SM_TO(COORD_REPLICA_VACANT)},
     [COORD_REPLICA_DRAINING] = {"draining",
                                 SM_TO(COORD_REPLICA_READY) | SM_TO(COORD_REPLICA_VACANT)},
@@ -51,6 +54,7 @@ void replicas_free(struct coord *c)
         struct replica *r = &c->replicas[i];
         core_disarm(c, &r->timer);
         core_disarm(c, &r->cancel_timer);
+        core_disarm(c, &r->probe.timer);
         links_clear(c, r);
         free(r->links);
         free(r->ranks);
@@ -103,8 +107,9 @@ static void note_fault(struct coord *c, struct replica *r, const struct fence *f
     if (!f->suspect)
         return;
     memcpy(r->suspect, f->suspect->name, sizeof r->suspect);
-    if (f->suspect->state != COORD_NODE_LOST) // the loss is noted already
-        member_blame(c, f->suspect, f->why);
+    if (f->suspect->state == COORD_NODE_LOST) // the loss is noted already
+        return;
+    member_blame(c, f->suspect, f->why);
 }
 
 // The first failure after a good time is tried again at once, later ones after longer and longer
@@ -184,8 +189,9 @@ static void trace_fence(struct coord *c, const struct replica *r, const struct f
 void replica_fence(struct coord *c, struct replica *r, const struct fence *f)
 {
     assert(r->state != COORD_REPLICA_VACANT);
-    bool stable =
-        r->state != COORD_REPLICA_FORMING && c->now_us - r->since_us >= 1000ull * c->cfg.stable_ms;
+    bool proving = r->state == COORD_REPLICA_PROVING;
+    bool served = r->state == COORD_REPLICA_READY || r->state == COORD_REPLICA_DRAINING;
+    bool stable = served && c->now_us - r->since_us >= 1000ull * c->cfg.stable_ms;
     trace_fence(c, r, f, r->running.n + r->moving_n);
     c->stats.fences++;
     r->fences++;
@@ -196,13 +202,21 @@ void replica_fence(struct coord *c, struct replica *r, const struct fence *f)
     links_clear(c, r);
     core_disarm(c, &r->timer);
     core_disarm(c, &r->cancel_timer);
+    prober_reset(c, r);
+    r->pace = (struct pace){0};
+    r->busy_us = r->slow_since_us = 0;
     move_requests(c, r, f->kind);
     assert(!r->running.n && !r->leaving.n && !r->moving_n && !r->suspects && !r->preempting_n);
     r->max_seqs = r->kv_free = r->waiting = 0;
-    uint64_t pause = back_off_us(c, r, f->kind, stable);
+    // One that does not give the right answer is not tried again at once.
+    uint64_t pause =
+        back_off_us(c, r, proving && f->kind == FENCE_FAULT ? FENCE_FORM : f->kind, stable);
     if (pause)
         core_arm(c, &r->timer, TIMER_REPLICA, c->now_us + pause);
     c->place = true;
+    bool live = f->suspect && f->suspect->conn && f->suspect->mark == MARK_NONE;
+    if (live && (f->kind == FENCE_LOST || f->kind == FENCE_FAULT))
+        quarantine_note_fault(c, f->suspect, f->why);
 }
 
 void replica_drain(struct coord *c, struct replica *r)

@@ -111,7 +111,14 @@ void requests_tokens(struct coord *c, struct replica *r, const struct msg_tokens
 {
     r->kv_free = t->kv_free;
     r->waiting = t->waiting;
+    quarantine_pace(c, r, t);
+    uint64_t epoch = r->epoch;
     for (uint32_t i = 0; i < t->tokens_n; i++) {
+        if (prober_token(c, r, &t->tokens[i])) {
+            if (r->epoch != epoch)
+                return; // it failed its probe, and is fenced
+            continue;
+        }
         struct request *q = requests_find(c, t->tokens[i].request);
         if (!q || q->replica != r) {
             c->stats.stale_dropped++;

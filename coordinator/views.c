@@ -48,6 +48,9 @@ void coord_each_node(const struct coord *c, bool (*fn)(void *arg, const struct c
             .pid = m->pid,
             .state = m->state,
             .marked = m->mark != MARK_NONE,
+            .quarantine_ms = m->quarantine_timer.slot
+                                 ? (uint32_t)((m->quarantine_timer.due_us - c->now_us) / 1000)
+                                 : 0,
             .replica = m->replica ? m->replica->id : 0,
             .stage = m->replica ? m->rank / c->cfg.tensor : 0,
             .tensor = m->replica ? m->rank % c->cfg.tensor : 0,
@@ -333,7 +336,10 @@ static uint32_t check_replicas(const struct coord *c)
         bool ready = r->state == COORD_REPLICA_READY;
         bool serving = ready || r->state == COORD_REPLICA_DRAINING;
         assert(serving || (!r->running.n && !r->leaving.n));
-        assert(!serving || r->formed_n == c->ranks_n);
+        bool formed = serving || r->state == COORD_REPLICA_PROVING;
+        assert(!formed || r->formed_n == c->ranks_n);
+        assert(!r->probe.request || (formed && r->probe.timer.slot));
+        assert(!prober_on(c) || !ready || r->probe.timer.slot);
         warm += ready;
         credits += ready ? r->max_seqs : 0;
         load += ready ? replica_load(r) : 0;
@@ -367,7 +373,9 @@ static void check_members(const struct coord *c)
         assert(!m->drains || m->state == COORD_NODE_DRAINING);
         assert(m->timer.slot || (m->state == COORD_NODE_LOST && m->mark != MARK_NONE));
         assert(m->state != COORD_NODE_DRAINED || m->mark == MARK_DRAIN);
-        assert(m->state != COORD_NODE_EJECTED || m->mark == MARK_EJECT);
+        assert(m->state != COORD_NODE_EJECTED || m->mark == MARK_EJECT ||
+               m->mark == MARK_QUARANTINE);
+        assert((m->mark == MARK_QUARANTINE) == (m->quarantine_timer.slot != 0));
         assert(m->state != COORD_NODE_FREE || m->mark == MARK_NONE);
     }
     assert(n == c->members_n && n == HASH_COUNT(c->members_by_name) && free_n == c->free_n);

@@ -181,7 +181,7 @@ enum status batch_add(struct batch *b, const struct journal *j, struct errmsg *e
     enum status st = journal_check(b, j, e);
     if (st < 0)
         return st;
-    if (b->waiting_n + b->running_n >= 2 * b->slots)
+    if (b->waiting_n + b->running_n >= 2 * b->slots + BATCH_PROBES)
         return errmsg_set(e, STATUS_FULL, "%u sequences are here, credits were %u",
                           b->waiting_n + b->running_n, b->slots);
     struct sequence *s =

@@ -25,6 +25,8 @@
 
 struct batch;
 
+enum { BATCH_PROBES = 2 };
+
 struct batch_config {
     uint64_t epoch;
     uint32_t max_seqs, max_rows, pipeline, max_context, kv_blocks, block_tokens;
@@ -42,7 +44,8 @@ uint32_t batch_context(const struct batch *b);
 uint32_t batch_slots(const struct batch *b);
 
 // OK: taken. EXISTS: this request is here already. Else refused, *e says why: BAD_REQUEST, FULL
-// (twice batch_slots are here), TOO_LARGE: prompt + emitted leave no room for a token.
+// (twice batch_slots and BATCH_PROBES are here: each place may be changing hands, and one golden
+// probe may have been given up for another), TOO_LARGE: prompt + emitted leave no room for a token.
 enum status batch_add(struct batch *b, const struct journal *j, struct errmsg *e);
 // OK: gone at once. PENDING: its step is under way; batch_step.cancelled will name it.
 // NOT_FOUND.

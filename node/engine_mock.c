@@ -12,6 +12,7 @@
 
 #include "base/log.h"
 #include "base/mem.h"
+#include "node/fault_file.h"
 #include "node/mock_alarm.h"
 #include "node/mock_cache.h"
 #include "node/mock_fabric.h"
@@ -32,6 +33,7 @@ struct mock {
     struct mock_config config;
     struct mock_fabric *own_fabric; // real time
     struct mock_alarm *alarm;       // real time
+    struct fault_file faults;       // real time
     void (*wake)(void *ctx);
     void *wake_ctx;
 
@@ -316,6 +318,15 @@ static enum status injected(struct mock *m, uint64_t step)
     return st;
 }
 
+static void real_fault(struct mock *m)
+{
+    enum node_fault f = fault_file_now(&m->faults, now_us(m));
+    m->rank.lies = f == NODE_FAULT_WRONG;
+    m->rank.slow = f == NODE_FAULT_SLOW ? NODE_FAULT_SLOW_FACTOR : 1;
+    if (f == NODE_FAULT_HANG)
+        engine_mock_hang(&m->base, true);
+}
+
 static enum status mock_submit(struct engine *e, const struct step_plan *plan)
 {
     struct mock *m = mock_of(e);
@@ -324,7 +335,10 @@ static enum status mock_submit(struct engine *e, const struct step_plan *plan)
     if (m->flights_n == m->pipeline)
         return STATUS_FULL;
     struct flight *f = &m->flights[(m->flights_first + m->flights_n) % m->ring_n];
+    if (m->faults.path)
+        real_fault(m);
     f->step = plan->step;
+    mock_cache_lie(m->cache, mock_group_lies(m->rank.group));
     f->status = plan->epoch == m->epoch
                     ? mock_cache_step(m->cache, plan, f->samples, &f->samples_n, &err)
                     : errmsg_set(&err, STATUS_STALE_EPOCH, "plan of epoch %" PRIu64, plan->epoch);
@@ -455,6 +469,7 @@ struct engine *engine_mock_create_real(const struct engine_mock_args *args)
     struct mock_fabric *fabric = mock_fabric_create(real_now_us, NULL);
     struct mock *m = create(args, fabric);
     m->own_fabric = fabric;
+    m->faults.path = args->fault_file;
     m->alarm = mock_alarm_create(m->wake, m->wake_ctx);
     return &m->base;
 }
@@ -470,6 +485,11 @@ void engine_mock_slow(struct engine *e, double factor)
 {
     assert(factor >= 1);
     mock_of(e)->rank.slow = factor;
+}
+
+void engine_mock_lie(struct engine *e, bool lies)
+{
+    mock_of(e)->rank.lies = lies;
 }
 
 void engine_mock_cut(struct engine *a, struct engine *b, bool cut)

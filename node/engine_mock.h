@@ -40,6 +40,7 @@ struct engine_mock_args {
     struct mock_fabric *fabric;       // borrowed until destroy; unused by create_real
     void (*wake)(void *ctx);          // see above; must only take note
     void *wake_ctx;
+    const char *fault_file; // real time: see node/fault_file.h; NULL = none
 };
 // Virtual time. engine_ops.destroy is the crash of this rank: its peers notice after detect_us.
 struct engine *engine_mock_create(const struct engine_mock_args *args);
@@ -51,9 +52,12 @@ uint64_t engine_mock_next_due(const struct engine *e);
 
 // Faults, virtual time. A hung rank reports nothing and no step of its replica is done until it
 // goes on. A slow one takes `factor` times as long for steps submitted from now on. A cut link
-// breaks every replica that holds both, now and when formed later, until it is mended.
+// breaks every replica that holds both, now and when formed later, until it is mended. A rank that
+// lies makes every token that its replica samples from now on a wrong one (the next in the
+// vocabulary).
 void engine_mock_hang(struct engine *e, bool hung);
 void engine_mock_slow(struct engine *e, double factor);
+void engine_mock_lie(struct engine *e, bool lies);
 void engine_mock_cut(struct engine *a, struct engine *b, bool cut);
 // The step with this id (0 = the next submitted) ends with `status` (e.g. NODE_NAN), this rank
 // suspected. On the rank that holds the lead.
@@ -67,6 +71,8 @@ struct mock_stream {
 void mock_stream_init(struct mock_stream *s, const int32_t *prompt, uint32_t prompt_n,
                       uint32_t vocab);
 int32_t mock_stream_next(struct mock_stream *s);
+// The same, but the answer went on with another token.
+void mock_stream_take(struct mock_stream *s, int32_t token);
 // The same for one index; O(prompt_n + index).
 struct mock_expected_args {
     const int32_t *prompt;

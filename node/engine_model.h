@@ -21,6 +21,7 @@ struct engine_model_config {
     uint32_t spin_us;               // how long a waiting worker polls before it sleeps
     bool random_weights;            // made from the folder's config.json; no weights are read
     enum model_precision precision; // of random weights
+    const char *fault_file;         // see node/fault_file.h; borrowed; NULL = none
 };
 
 // `wake(arg)` comes from the engine's thread when poll has something. NO_DEVICE, NO_MEMORY...: NULL

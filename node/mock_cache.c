@@ -36,6 +36,7 @@ struct mock_cache {
     struct cached_block *blocks; // [kv_blocks]
     uint64_t *kv;                // [kv_blocks][block_tokens]
     uint64_t step, returned;
+    bool lies;
 };
 
 uint64_t mock_hash_next(uint64_t hash, int32_t token)
@@ -62,6 +63,11 @@ int32_t mock_stream_next(struct mock_stream *s)
     int32_t token = mock_hash_token(s->hash, s->vocab);
     s->hash = mock_hash_next(s->hash, token);
     return token;
+}
+
+void mock_stream_take(struct mock_stream *s, int32_t token)
+{
+    s->hash = mock_hash_next(s->hash, token);
 }
 
 int32_t engine_mock_expected(const struct mock_expected_args *a)
@@ -235,6 +241,8 @@ static struct step_sample sample(struct mock_cache *c, uint32_t at, uint64_t has
 {
     struct slot *s = &c->slots[at];
     struct step_sample out = {.slot = at, .token = mock_hash_token(hash, c->config.vocab)};
+    if (c->lies)
+        out.token = (out.token + 1) % (int32_t)c->config.vocab;
     append_token(s, out.token);
     if (!s->sampling.logprobs)
         return out;
@@ -246,6 +254,11 @@ static struct step_sample sample(struct mock_cache *c, uint32_t at, uint64_t has
             .value = out.logprob - (float)i,
         };
     return out;
+}
+
+void mock_cache_lie(struct mock_cache *c, bool lies)
+{
+    c->lies = lies;
 }
 
 static enum status check_head(const struct mock_cache *c, const struct step_plan *p,

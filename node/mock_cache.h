@@ -16,5 +16,8 @@ enum status mock_cache_step(struct mock_cache *c, const struct step_plan *plan,
 // Steps up to this id have returned: what they wrote may be shared from now on.
 void mock_cache_returned(struct mock_cache *c, uint64_t step);
 
+// From now on the wrong token is sampled, and goes into the history.
+void mock_cache_lie(struct mock_cache *c, bool lies);
+
 uint64_t mock_hash_next(uint64_t hash, int32_t token);
 int32_t mock_hash_token(uint64_t hash, uint32_t vocab);

@@ -182,6 +182,14 @@ bool mock_group_hangs(const struct mock_group *g)
     return false;
 }
 
+bool mock_group_lies(const struct mock_group *g)
+{
+    for (uint32_t i = 0; i < ranks_n(g); i++)
+        if (g->ranks[i] != NULL && g->ranks[i]->lies)
+            return true;
+    return false;
+}
+
 bool mock_group_complete(const struct mock_group *g)
 {
     return !g->broken && (g->alone || g->linked == ranks_n(g)) && !mock_group_hangs(g);

@@ -26,7 +26,7 @@ struct mock_rank {
     struct mock_fabric *fabric;
     struct mock_group *group; // NULL = in none
     struct mock_rank_place place;
-    bool linked, hung;
+    bool linked, hung, lies;
     double slow;
     void (*changed)(struct mock_rank *r); // another rank's doing may have changed what is due
 };
@@ -44,6 +44,7 @@ void mock_fabric_forget(struct mock_rank *r); // destroyed: mends its cut links
 // All ranks are there, linked, and none hangs.
 bool mock_group_complete(const struct mock_group *g);
 bool mock_group_hangs(const struct mock_group *g);
+bool mock_group_lies(const struct mock_group *g);
 struct mock_rank_place mock_group_suspect(const struct mock_rank *r);
 // How many times slower than usual this stage is.
 double mock_group_slow(const struct mock_group *g, uint32_t stage);

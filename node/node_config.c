@@ -154,5 +154,6 @@ void node_file_finish(struct node_file *f)
     free(f->engine);
     free(f->random_weights);
     free(f->bind);
+    free(f->fault_file);
     *f = (struct node_file){0};
 }

@@ -24,6 +24,8 @@ struct node_file {
     int64_t block_tokens;  // tokens of a KV block
     int64_t prefill_chunk; // prompt rows of a step while others decode
     int64_t mock_step_us, mock_row_us; // time of the mock's steps
+    char *
+        fault_file; // owned; for tests, only from the command line (node/fault_file.h); NULL = none
     int64_t mock_vocab; // token ids that the mock knows: those of the model's tokenizer
 };
 

@@ -3,6 +3,7 @@
 
 #include "kernels/cuda_comm.h"
 #include "node/comm_cuda.h"
+#include "node/fault_file.h"
 #include "node/comm_xport.h"
 #include "node/lane.h"
 #include "node/model/forward.h"
@@ -57,6 +58,9 @@ struct worker_state {
     struct lane *pipe_rx, *pipe_tx;       // notes of cuda_pipe
     struct cuda_pipe *pipe_in, *pipe_out; // NULL: hidden states go through host memory
     uint64_t hidden_sent;                 // messages
+
+    struct fault_file faults; // for tests
+    bool wrong;
 
     // Scratch of a step, kept between steps.
     struct plan_decoder decoder;

@@ -6,6 +6,7 @@
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #include "base/mem.h"
 #include "node/worker_state.h"
@@ -141,6 +142,8 @@ static enum status sample_one(struct worker_state *s, const struct step_plan *pl
                                .index = h.index};
     rc = sampler_pick(s->sampler, &in, out);
     out->slot = plan->entries[entry].slot;
+    if (s->wrong) // a test's fault
+        out->token = (out->token + 1) % (int32_t)s->sampler_vocab;
     return rc;
 }
 
@@ -228,6 +231,46 @@ static enum status compute(struct worker *w, const struct step_plan *plan,
     return rc == STATUS_OK ? deliver(w, &result) : rc;
 }
 
+// ---- faults for tests ----
+
+static uint64_t clock_us(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000000 + (uint64_t)t.tv_nsec / 1000;
+}
+
+static void sleep_us(uint64_t us)
+{
+    struct timespec t = {(time_t)(us / 1000000), (long)(us % 1000000) * 1000};
+    nanosleep(&t, NULL);
+}
+
+// Before a step; hangs until the fault or the epoch ends.
+static enum node_fault fault_begin(struct worker *w)
+{
+    struct worker_state *s = w->state;
+    enum node_fault f;
+    while ((f = fault_file_now(&s->faults, clock_us())) == NODE_FAULT_HANG &&
+           !(s->hub && lane_hub_aborted(s->hub)))
+        sleep_us(5000);
+    return f;
+}
+
+static enum status compute_faulty(struct worker *w, const struct step_plan *plan,
+                                  const struct hidden_rows *hidden, struct errmsg *e)
+{
+    struct worker_state *s = w->state;
+    s->faults.path = w->config.fault_file;
+    enum node_fault f = fault_begin(w);
+    uint64_t begin = clock_us();
+    s->wrong = f == NODE_FAULT_WRONG;
+    enum status rc = compute(w, plan, hidden, e);
+    if (f == NODE_FAULT_SLOW)
+        sleep_us((NODE_FAULT_SLOW_FACTOR - 1) * (clock_us() - begin));
+    return rc;
+}
+
 static void compute_plan(struct worker *w, const void *bytes, size_t n,
                          const struct hidden_rows *hidden)
 {
@@ -238,7 +281,8 @@ static void compute_plan(struct worker *w, const void *bytes, size_t n,
     if (rc == STATUS_OK && plan.epoch != s->form.epoch)
         rc = errmsg_set(&e, STATUS_STALE_EPOCH, "plan of epoch %" PRIu64, plan.epoch);
     if (rc == STATUS_OK)
-        rc = compute(w, &plan, hidden, &e);
+        rc = w->config.fault_file ? compute_faulty(w, &plan, hidden, &e)
+                                  : compute(w, &plan, hidden, &e);
     atomic_store_explicit(&comm_progress(s->comm)->step, 0, memory_order_relaxed);
     if (rc != STATUS_OK)
         fail(w, rc, e.text[0] ? e.text : "while computing a step");

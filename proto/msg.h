@@ -43,7 +43,8 @@ enum finish_reason {
 const char *
 finish_reason_name(enum finish_reason r); // "stop", "length", "cancelled", "error", "none"
 
-enum { MSG_STOP_IDS = 16 }; // end-of-sequence ids a request may carry
+enum { MSG_STOP_IDS = 16 };    // end-of-sequence ids a request may carry
+enum { MSG_BAND_PROBE = 10 }; // of the coordinator's own probes: above all requests
 
 // All that is needed to start, or to go on with, a request anywhere: its journal.
 struct journal {

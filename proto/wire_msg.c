@@ -489,7 +489,7 @@ static void read_journal(struct wire_check *c, const Hadal__Journal *p, struct j
     wire_check_ids(c, "journal.emitted", p->emitted, p->n_emitted, LIMIT_CONTEXT);
     wire_check_range(c, "journal.max_tokens", p->max_tokens, p->n_emitted + 1, LIMIT_CONTEXT);
     wire_check_ids(c, "journal.stop_ids", p->stop_ids, p->n_stop_ids, MSG_STOP_IDS);
-    wire_check_range(c, "journal.band", p->band, 0, 9);
+    wire_check_range(c, "journal.band", p->band, 0, MSG_BAND_PROBE);
     *j = (struct journal){.request = p->request,
                           .prompt = p->prompt,
                           .prompt_n = (uint32_t)p->n_prompt,

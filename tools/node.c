@@ -16,7 +16,8 @@
 #include "tools/cmdline.h"
 
 struct options {
-    const char *config, *name, *coordinator, *host, *backend, *engine, *bind, *random_weights;
+    const char *config, *name, *coordinator, *host, *backend, *engine, *bind, *random_weights,
+        *fault_file;
     int64_t device, threads, max_seqs, max_rows, context, kv_tokens, block_tokens, prefill_chunk;
     int64_t mock_step_us, mock_row_us, mock_vocab;
 };
@@ -65,6 +66,8 @@ static int parse(struct options *o, int argc, char **argv)
          .help = "tokens of a KV block; default 32", .min = 1, .max = 1024},
         {"--prefill-chunk", CMDLINE_INT, &o->prefill_chunk, "N",
          .help = "prompt rows of a step while others decode; default 128", .min = 1, .max = 65536},
+        {"--fault-file", CMDLINE_STRING, &o->fault_file, "FILE",
+         .help = "for tests: while it holds `wrong`, `slow` or `hang`, so are the steps"},
         {"--mock-step-us", CMDLINE_INT, &o->mock_step_us, "US", .help = "mock: time of a step",
          .max = 60e6},
         {"--mock-row-us", CMDLINE_INT, &o->mock_row_us, "US",
@@ -94,6 +97,7 @@ static void apply(const struct options *o, struct node_file *f)
     cmdline_override(&f->bind, o->bind);
     cmdline_override(&f->random_weights, o->random_weights);
     override_number(&f->device, o->device);
+    cmdline_override(&f->fault_file, o->fault_file);
     override_number(&f->threads, o->threads);
     override_number(&f->max_seqs, o->max_seqs);
     override_number(&f->max_rows, o->max_rows);
@@ -130,6 +134,7 @@ static struct engine *create_model(void *user, void (*wake)(void *), void *arg, 
         .context = (uint32_t)f->context,
         .kv_tokens = (uint64_t)f->kv_tokens,
         .block_tokens = (uint32_t)f->block_tokens,
+        .fault_file = f->fault_file,
         .spin_us = 10,
         .random_weights = f->random_weights != NULL,
     };
@@ -150,7 +155,8 @@ static struct engine *create_mock(void *user, void (*wake)(void *), void *arg, s
     config.step_us = (uint64_t)f->mock_step_us;
     config.row_us = (uint64_t)f->mock_row_us;
     config.vocab = (uint32_t)f->mock_vocab;
-    struct engine_mock_args args = {.config = &config, .wake = wake, .wake_ctx = arg};
+    struct engine_mock_args args = {
+        .config = &config, .wake = wake, .wake_ctx = arg, .fault_file = f->fault_file};
     return engine_mock_create_real(&args);
 }
 

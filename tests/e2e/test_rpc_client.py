@@ -30,7 +30,7 @@ class Request(ctypes.Structure):
                 ("repetition_penalty", ctypes.c_float), ("presence_penalty", ctypes.c_float),
                 ("frequency_penalty", ctypes.c_float), ("top_k", ctypes.c_int32), ("logprobs", ctypes.c_bool),
                 ("top_logprobs", ctypes.c_uint32), ("priority", ctypes.c_uint8), ("session", ctypes.c_char_p),
-                ("deadline_ms", ctypes.c_uint32)]
+                ("deadline_ms", ctypes.c_uint32), ("user", ctypes.c_char_p), ("key", ctypes.c_char_p)]
 
 
 class Event(ctypes.Structure):

@@ -45,6 +45,13 @@ static void end_slow(struct world *w, int i)
         engine_mock_slow(w->nodes[i].engine, 1.0);
 }
 
+static void end_lie(struct world *w, int i)
+{
+    if (w->nodes[i].lies_us)
+        world_trace(w, "node %s > tells the truth again", w->nodes[i].name);
+    node_lie(w, i, false);
+}
+
 static void end_hang(struct world *w, int i)
 {
     if (!w->nodes[i].alive || w->nodes[i].stopped)
@@ -183,6 +190,11 @@ static void hit_process(struct world *w, enum fault_class f, int i)
         engine_mock_slow(n->engine, 2.0 + 6.0 * prng_unit(&w->prng));
         later(w, 500, 5000, end_slow, i);
         break;
+    case FAULT_LIE:
+        world_trace(w, "node %s > lies", n->name);
+        node_lie(w, i, true);
+        later(w, 500, 8000, end_lie, i);
+        break;
     default: // FAULT_ENGINE
         world_trace(w, "node %s > its engine hangs", n->name);
         engine_mock_hang(n->engine, true);
@@ -231,7 +243,7 @@ void fault_inject(struct world *w, enum fault_class f)
     int i = any_node(w);
     if (f == FAULT_STEP)
         fail_step(w);
-    else if (f <= FAULT_SLOW || f == FAULT_ENGINE)
+    else if (f <= FAULT_LIE || f == FAULT_ENGINE)
         hit_process(w, f, i);
     else if (f <= FAULT_REPLAY)
         hit_network(w, f, i);
@@ -248,6 +260,7 @@ void faults_heal(struct world *w)
         node_stop(w, i, false);
         node_stick(w, i, false);
         end_slow(w, i);
+        end_lie(w, i);
         end_hang(w, i);
         for (int k = 0; k < i; k++)
             cut(w, i, k, false);

@@ -14,7 +14,8 @@ struct scenario {
     uint32_t replicas, stages, tensor, nodes;
     uint32_t clients, tokens; // so many requests at 1000 ms, of so many tokens each
     uint32_t until_ms;
-    void (*script)(struct world *w); // plans calls
+    void (*script)(struct world *w);  // plans calls
+    void (*options)(struct world *w); // changes what is set up; NULL = nothing
 };
 
 // ---- what scripts are made of ----
@@ -196,27 +197,82 @@ static void script_gives_way(struct world *w)
     at(w, 1200, add_urgent, 1);
 }
 
+static void lie(struct world *w, int i)
+{
+    world_tell(w, "script > node %s begins to answer wrong tokens", w->nodes[i].name);
+    node_lie(w, i, true);
+}
+
+static void tell_truth(struct world *w, int i)
+{
+    world_tell(w, "script > node %s is mended", w->nodes[i].name);
+    node_lie(w, i, false);
+}
+
+static void slow_down(struct world *w, int i)
+{
+    world_tell(w, "script > node %s takes five times as long", w->nodes[i].name);
+    engine_mock_slow(w->nodes[i].engine, 5);
+}
+
+static void probes(struct world *w)
+{
+    static const int32_t prompt[] = {11, 12, 13, 14};
+    struct coord_config *k = &w->opt.coord;
+    k->probe_prompt = prompt;
+    k->probe_prompt_n = 4;
+    k->probe_tokens_n = 4;
+    k->probe_interval_ms = 500;
+    k->probe_timeout_ms = 1000;
+    k->quarantine_ms = 2000;
+    k->trial_ms = 500;
+    k->slow_ms = 1000;
+}
+
+static void script_lies(struct world *w)
+{
+    at(w, 1200, lie, 2);
+    at(w, 3000, tell_truth, 2);
+}
+
+static void script_liar_of_two(struct world *w)
+{
+    at(w, 1200, lie, 4);
+}
+
+static void script_slow(struct world *w)
+{
+    at(w, 1100, slow_down, 2);
+}
+
 static const struct scenario scenarios[] = {
     {"kill-a-rank", "a rank is killed under load: its requests go on elsewhere, it comes back", 2,
-     2, 1, 4, 6, 60, 4000, script_kill},
+     2, 1, 4, 6, 60, 4000, script_kill, NULL},
     {"hang", "a rank hangs in a collective: it is named, fenced, and used again when it moves", 2,
-     2, 1, 4, 6, 120, 7000, script_hang},
+     2, 1, 4, 6, 120, 7000, script_hang, NULL},
     {"stopped-process", "a process is stopped and goes on later as a stale one", 2, 2, 1, 4, 6, 80,
-     5500, script_stop},
+     5500, script_stop, NULL},
     {"drain-under-load", "a node is drained: its replica hands over and is formed of a spare", 2, 2,
-     1, 5, 6, 80, 4000, script_drain},
+     1, 5, 6, 80, 4000, script_drain, NULL},
     {"restart-during-form", "a rank dies while the replica loads weights", 1, 2, 2, 4, 2, 20, 3000,
-     script_restart},
+     script_restart, NULL},
     {"partition-and-heal", "a node is cut off from the coordinator, then heals", 2, 2, 1, 4, 6, 80,
-     5500, script_partition},
+     5500, script_partition, NULL},
     {"old-epoch-refused", "a step gives NaN; later tokens of the fenced epoch come: dropped", 1, 1,
-     1, 1, 2, 60, 3500, script_fencing},
+     1, 1, 2, 60, 3500, script_fencing, NULL},
     {"stop-string", "the shell finds a stop string: the rest is cancelled", 1, 1, 1, 1, 1, 60, 2500,
-     script_stop_string},
+     script_stop_string, NULL},
+    {"wrong-answers",
+     "a node answers wrong tokens: ejected, in quarantine, on trial, trusted again", 3, 1, 1, 3, 6,
+     30, 6500, script_lies, probes},
+    {"wrong-rank-found", "one of two ranks answers wrong tokens: a spare tells which", 2, 2, 1, 5,
+     6, 30, 4000, script_liar_of_two, probes},
+    {"straggler", "a node takes five times as long as its peers: measured alone, and ejected", 3, 1,
+     1, 3, 12, 300, 4500, script_slow, probes},
     {"gives-way", "all places are taken: a request of band 0 gives way to one of band 9", 1, 1, 1,
-     1, 8, 60, 2500, script_gives_way},
+     1, 8, 60, 2500, script_gives_way, NULL},
     {"re-attach", "one client drops its connection and comes back, one never does", 1, 1, 1, 1, 2,
-     250, 6000, script_reattach},
+     250, 6000, script_reattach, NULL},
 };
 
 static void set_up(struct world *w, const struct scenario *s)
@@ -247,6 +303,8 @@ static void set_up(struct world *w, const struct scenario *s)
     coord_config_default(&w->opt.coord);
     w->opt.coord.grace_ms = 2000;
     prng_seed(&w->prng, 1);
+    if (s->options)
+        s->options(w);
 }
 
 static void add_clients(struct world *w, const struct scenario *s)

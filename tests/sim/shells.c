@@ -13,7 +13,14 @@
 static bool note_replica(void *arg, const struct coord_replica_view *v)
 {
     struct world *w = arg;
+    if (w->epochs[v->id] != v->epoch) {
+        w->lied_step[v->id] = w->lied[v->id] ? w->steps : 0; // its last words are being told
+        w->lied[v->id] = false;
+    }
     w->epochs[v->id] = v->epoch;
+    for (uint32_t i = 0; i < v->stages * v->tensor && w->lies_n; i++)
+        if (v->nodes[i] && w->nodes[atoi(v->nodes[i]) - 1].lies_us)
+            w->lied[v->id] = true;
     w->max_seqs[v->id] = v->credits;
     w->ready_us[v->id] = v->state == COORD_REPLICA_READY ? v->state_since_us : UINT64_MAX;
     if (v->running > v->credits && v->credits)
@@ -295,10 +302,11 @@ void inbox_clear(struct sim_inbox *b)
     b->n = 0;
 }
 
-void node_free(struct sim_node *n)
+void node_free(struct world *w, struct sim_node *n)
 {
     if (!n->alive)
         return;
+    node_lie(w, (int)(n - w->nodes), false);
     n->engine->ops->destroy(n->engine);
     node_destroy(n->core);
     n->alive = false;
@@ -313,7 +321,7 @@ void node_crash(struct world *w, int i, bool silent)
     struct sim_node *n = &w->nodes[i];
     if (!n->alive)
         return;
-    node_free(n);
+    node_free(w, n);
     node_note_mute(w, i);
     if (n->conn)
         net_process_gone(w, n->conn, silent);
@@ -355,6 +363,17 @@ void node_stick(struct world *w, int i, bool stuck)
     n->woken = true;
     if (!stuck && !n->stopped)
         node_catch_up(w, n);
+}
+
+void node_lie(struct world *w, int i, bool lies)
+{
+    struct sim_node *n = &w->nodes[i];
+    if (!n->alive || lies == (n->lies_us != 0))
+        return;
+    n->lies_us = lies ? w->now_us : 0;
+    w->lies_n += lies ? 1 : -1u;
+    engine_mock_lie(n->engine, lies);
+    world_views(w);
 }
 
 // Events for a process that stands still wait until it goes on.
@@ -430,6 +449,22 @@ void shell_node_down(struct world *w, struct sim_event *ev)
 
 // ---- watching ----
 
+// A rank that lies must not count as serving for longer than the probes take to tell.
+static bool check_lies(void *arg, const struct coord_node_view *v)
+{
+    struct world *w = arg;
+    const struct sim_node *n = &w->nodes[atoi(v->name) - 1];
+    const struct coord_config *k = &w->opt.coord;
+    if (!n->lies_us || !v->replica || w->ready_us[v->replica] == UINT64_MAX || !k->probe_expect)
+        return true;
+    uint64_t since = w->ready_us[v->replica] > n->lies_us ? w->ready_us[v->replica] : n->lies_us;
+    uint64_t limit = k->probe_interval_ms + k->probe_failures * k->probe_timeout_ms + 500;
+    if (w->now_us > since + SIM_MS(limit))
+        world_fail(w, "node %s lies since %" PRIu64 " ms, and replica %" PRIu64 " serves", v->name,
+                   n->lies_us / 1000, v->replica);
+    return true;
+}
+
 // A lead that has work and makes no step must not count as serving for much longer than hang_ms.
 void world_watch(struct world *w, int arg)
 {
@@ -446,5 +481,6 @@ void world_watch(struct world *w, int arg)
             world_fail(w, "node %s makes no step since %" PRIu64 " ms, and its replica serves",
                        n->name, n->steps_us / 1000);
     }
+    coord_each_node(w->coord, check_lies, w);
     world_call(w, w->now_us + SIM_MS(200), world_watch, 0);
 }

@@ -15,6 +15,8 @@ struct swarm {
     uint64_t heal_us;
 };
 
+enum { PROBE_ANSWER = 6 };
+
 static void draw_mock(struct world *w)
 {
     struct mock_config *m = &w->opt.mock;
@@ -75,6 +77,36 @@ static void draw_tenants(struct world *w)
         };
     w->opt.coord.tenants = tenants;
     w->opt.coord.tenants_n = (uint32_t)world_between(w, 0, 3);
+}
+
+// The right answer is known beforehand where nodes lie: what can be learned depends on who speaks
+// first.
+static void draw_probes(struct world *w, bool lies)
+{
+    static int32_t prompt[8], expect[PROBE_ANSWER];
+    struct coord_config *k = &w->opt.coord;
+    k->quarantine_ms = (uint32_t)world_between(w, 100, 2000);
+    k->quarantine_percent = (uint32_t)world_between(w, 0, 60);
+    k->trial_ms = world_chance(w, 0.5) ? (uint32_t)world_between(w, 100, 3000) : 0;
+    k->flap_limit = (uint32_t)world_between(w, 0, 6);
+    k->slow_factor = (float)world_between(w, 2, 4);
+    k->slow_ms = world_chance(w, 0.5) ? (uint32_t)world_between(w, 200, 2000) : 0;
+    if (!lies && world_chance(w, 0.4))
+        return;
+    for (int i = 0; i < 8; i++)
+        prompt[i] = (int32_t)prng_below(&w->prng, w->opt.mock.vocab);
+    k->probe_prompt = prompt;
+    k->probe_prompt_n = 8;
+    k->probe_tokens_n = (uint32_t)world_between(w, 1, PROBE_ANSWER);
+    k->probe_interval_ms = (uint32_t)world_between(w, 100, 4000);
+    k->probe_timeout_ms = (uint32_t)world_between(w, 3000, 6000);
+    k->probe_failures = (uint32_t)world_between(w, 1, 4);
+    struct mock_stream s;
+    mock_stream_init(&s, prompt, 8, w->opt.mock.vocab);
+    for (uint32_t i = 0; i < k->probe_tokens_n; i++)
+        expect[i] = mock_stream_next(&s);
+    if (lies || world_chance(w, 0.5))
+        k->probe_expect = expect;
 }
 
 static void draw_options(struct world *w)
@@ -237,6 +269,10 @@ static void report(const struct world *w, struct swarm_report *sum)
     sum->moves += s.moves;
     sum->fences += s.fences;
     sum->preemptions += s.preemptions;
+    sum->probes += s.probes;
+    sum->quarantines += s.quarantines;
+    for (size_t i = 0; i < w->clients_n; i++)
+        sum->lies += w->clients[i].lies;
     sum->stale += w->stale_offered;
     sum->virtual_us += w->now_us;
 }
@@ -248,6 +284,7 @@ void swarm_run(uint64_t seed, bool print, uint64_t until_us, struct swarm_report
     prng_seed(&w.prng, seed);
     draw_options(&w);
     draw_faults(&w, &s);
+    draw_probes(&w, s.classes[FAULT_LIE]);
     uint32_t clients = (uint32_t)world_between(&w, 1, 40);
     world_trace(&w, "%u replicas of %u x %u on %u nodes, %u clients", w.opt.replicas, w.opt.stages,
                 w.opt.tensor, w.opt.nodes, clients);

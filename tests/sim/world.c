@@ -236,7 +236,7 @@ void world_finish(struct world *w)
         msg_free(w->heap[i].msg);
     free(w->heap);
     for (uint32_t i = 0; i < w->opt.nodes; i++) {
-        node_free(&w->nodes[i]);
+        node_free(w, &w->nodes[i]);
         inbox_clear(&w->nodes[i].held);
         for (int k = 0; k < SIM_SAID; k++)
             msg_free(w->nodes[i].said[k]);

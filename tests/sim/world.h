@@ -83,6 +83,7 @@ struct sim_node {
     bool woken;
     struct msg *said[SIM_SAID]; // owned ring: some of what it said to the coordinator
     uint32_t said_n;
+    uint64_t lies_us;         // since then; 0 = it does not
     uint64_t steps, steps_us; // a lead's count of steps, and when it last grew or was idle
     struct sim_inbox waiting; // while stopped or stuck
     struct sim_inbox held;    // while partitioned
@@ -108,6 +109,8 @@ struct sim_client {
     enum finish_reason finish;
     // Where it is placed, as told by the coordinator's DISPATCH.
     uint64_t place_replica, place_epoch;
+    uint64_t from_replica; // where its tokens come from
+    uint32_t lies;         // wrong tokens that it got from a replica that lied
 };
 
 struct sim_options {
@@ -137,7 +140,10 @@ struct world {
     size_t clients_n, clients_cap;
     uint64_t epochs[64]; // of the replicas (by id), as the coordinator sees them
     uint32_t max_seqs[64];
-    uint64_t ready_us[64]; // READY since; UINT64_MAX = is not
+    bool lied[64];          // a rank of the replica lies, or did in this epoch
+    uint64_t lied_step[64]; // the step in which it was fenced, when it did
+    uint64_t ready_us[64];  // READY since; UINT64_MAX = is not
+    uint32_t lies_n;        // nodes that lie
     uint64_t admin_sent, admin_done;
     uint64_t stale_offered; // messages of an old epoch or connection given to the coordinator
     uint64_t steps, tokens;
@@ -176,12 +182,13 @@ void node_event(struct world *w, int i, struct node_event *ev);
 void node_poll(struct world *w, int i);
 void node_pulse_tick(struct world *w, int i, uint64_t gen);
 bool node_defers(struct world *w, struct sim_event *ev); // it stands still; the event waits
-void node_free(struct sim_node *n);
+void node_free(struct world *w, struct sim_node *n);
 void inbox_clear(struct sim_inbox *b);
 void node_start(struct world *w, int i);
 void node_crash(struct world *w, int i, bool silent); // silent: the host died, no FIN is sent
 void node_stop(struct world *w, int i, bool stopped);
 void node_stick(struct world *w, int i, bool stuck);
+void node_lie(struct world *w, int i, bool lies);
 void node_note_mute(struct world *w, int i);  // after any change of alive, stopped, partitioned
 void node_reschedule(struct world *w, int i); // engine's due time may have changed
 
@@ -214,6 +221,7 @@ enum fault_class {
     FAULT_STOP,
     FAULT_STICK,
     FAULT_SLOW,
+    FAULT_LIE,    // wrong tokens
     FAULT_STEP,   // a step fails (NaN)
     FAULT_ENGINE, // a rank hangs in a collective
     FAULT_CUT,    // link between two nodes
@@ -232,7 +240,8 @@ void admin_send(struct world *w, enum coord_admin_op op, const char *target, uin
 
 // ---- swarm.c, golden.c ----
 struct swarm_report {
-    uint64_t steps, tokens, requests, moves, preemptions, fences, stale, virtual_us;
+    uint64_t steps, tokens, requests, moves, preemptions, probes, quarantines, lies, fences, stale,
+        virtual_us;
 };
 void swarm_run(uint64_t seed, bool print, uint64_t until_us, struct swarm_report *sum);
 // 0 = all traces are as kept; else the number that differ. bless: write them anew.

@@ -362,10 +362,11 @@ static void refuses_more_than_it_can_hold(void **state)
     struct mock_config c = small_mock();
     c.max_seqs = 3;
     rig_init(&r, &c, 8);
-    for (uint64_t id = 1; id <= 7; id++) {
+    const uint64_t most = 2 * 3 + BATCH_PROBES;
+    for (uint64_t id = 1; id <= most + 1; id++) {
         request_init(&q, id, 4, 4);
         struct journal j = journal_of(&q);
-        assert_int_equal(batch_add(r.batch, &j, &e), id <= 6 ? STATUS_OK : STATUS_FULL);
+        assert_int_equal(batch_add(r.batch, &j, &e), id <= most ? STATUS_OK : STATUS_FULL);
     }
     rig_finish(&r);
 }

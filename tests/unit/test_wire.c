@@ -323,7 +323,7 @@ static void test_bad_messages(void **state)
          STATUS_LINK_PROTOCOL,
          "stop_ids[0]: -1"},
         {{.kind = MSG_DISPATCH,
-          .dispatch = {1, 1, {1, prompt, 5, NULL, 0, 2, {0}, 0, 10, sampling}}},
+          .dispatch = {1, 1, {1, prompt, 5, NULL, 0, 2, {0}, 0, 11, sampling}}},
          STATUS_LINK_PROTOCOL,
          "band"},
         {{.kind = MSG_DISPATCH,
