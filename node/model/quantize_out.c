@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <unistd.h>
 
 #include "base/mem.h"
@@ -117,16 +118,24 @@ static enum status open_file(struct out_folder *f, int i, const struct quantize_
         s = write_all(f->fds[i], &length, sizeof length, 0, path, e);
     if (s == STATUS_OK)
         s = write_all(f->fds[i], h.v, h.n, sizeof length, path, e);
-    // The whole length at once: a full disk shows here, not after an hour.
-    if (s == STATUS_OK && f->data_n[i]) {
-        int err = posix_fallocate(f->fds[i], 0, (off_t)(f->data_at[i] + f->data_n[i]));
-        if (err && err != EOPNOTSUPP && err != EINVAL) {
-            errno = err;
-            s = fail(e, path);
-        }
-    }
     strbuf_finish(&h);
     return s;
+}
+
+// A disk that is too small shows here, not after an hour.
+static enum status check_room(const struct out_folder *f, struct errmsg *e)
+{
+    uint64_t need = 0;
+    for (int i = 0; i < f->files_n; i++)
+        need += f->data_n[i];
+    struct statvfs v;
+    if (statvfs(f->tmp, &v) != 0)
+        return fail(e, f->tmp);
+    const uint64_t have = (uint64_t)v.f_bavail * v.f_frsize;
+    if (need > have)
+        return errmsg_set(e, STATUS_IO, "%s: %.1f GB are needed, %.1f GB are free", f->tmp,
+                          (double)need * 1e-9, (double)have * 1e-9);
+    return STATUS_OK;
 }
 
 enum status out_folder_open(struct out_folder *f, const struct quantize_args *args,
@@ -153,7 +162,7 @@ enum status out_folder_open(struct out_folder *f, const struct quantize_args *ar
     enum status s = STATUS_OK;
     for (int i = 0; i < f->files_n && s == STATUS_OK; i++)
         s = open_file(f, i, items, n, e);
-    return s;
+    return s == STATUS_OK ? check_room(f, e) : s;
 }
 
 enum status out_folder_write(const struct out_folder *f, const struct out_tensor *t,
