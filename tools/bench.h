@@ -45,3 +45,4 @@ int bench_prefill(int argc, char **argv);
 int bench_load(int argc, char **argv);
 int bench_xport(int argc, char **argv);
 int bench_comm(int argc, char **argv);
+int bench_stages(int argc, char **argv);
