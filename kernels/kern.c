@@ -564,8 +564,9 @@ static struct kern_router_args check_router(struct kern *k, const struct kern_ro
     assert(!a.bias || a.kind == KERN_ROUTER_SIGMOID);
     if (a.bias)
         check_vector(k, a.bias, KERN_F32, a.experts);
-    check_vector(k, a.ids, KERN_I32, a.n * a.topk);
-    check_vector(k, a.weights, KERN_F32, a.n * a.topk);
+    assert(a.topk + a.always <= KERN_TOPK_MAX && a.experts + a.always <= KERN_EXPERTS_MAX);
+    check_vector(k, a.ids, KERN_I32, a.n * (a.topk + a.always));
+    check_vector(k, a.weights, KERN_F32, a.n * (a.topk + a.always));
     return a;
 }
 

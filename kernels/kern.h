@@ -358,16 +358,19 @@ void kern_attn_gqa(struct kern *k, const struct kern_attn_gqa_args *a);
 // 1e-20) when norm, then * scale; softmax: / (sum + 1e-20) when norm, else * scale.
 enum kern_router_kind { KERN_ROUTER_SIGMOID, KERN_ROUTER_SOFTMAX };
 enum { KERN_EXPERTS_MAX = 1024, KERN_TOPK_MAX = 64 };
+// Experts experts .. experts + always - 1 of the stack are every token's (shared experts): they
+// follow the chosen ones, with weight 1.
 struct kern_router_args {
     size_t n, experts, topk;
+    size_t always;
     enum kern_router_kind kind;
     size_t groups, topk_groups; // groups 0 and 1: no groups
     bool norm;
     float scale;
     struct kern_view logits;  // f32 [n][experts]
     struct kern_buf *bias;    // f32 [experts] or NULL; sigmoid only
-    struct kern_buf *ids;     // out: i32 [>= n * topk]
-    struct kern_buf *weights; // out: f32 [>= n * topk]
+    struct kern_buf *ids;     // out: i32 [>= n][topk + always]
+    struct kern_buf *weights; // out: f32 [>= n][topk + always]
 };
 void kern_router(struct kern *k, const struct kern_router_args *a);
 

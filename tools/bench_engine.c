@@ -206,7 +206,8 @@ enum status bench_engine_experts(struct bench_engine *b, int64_t rows, double *o
     *out = 0;
     if (!b->shard->b.expert_ids)
         return STATUS_OK;
-    const size_t n = (size_t)rows * (size_t)b->shard->config.moe.per_token;
+    const size_t n =
+        (size_t)rows * (size_t)(b->shard->config.moe.per_token + b->shard->config.moe.shared);
     int32_t *ids = mem_zalloc(n, sizeof *ids);
     enum status s = kern_download(ids, b->shard->b.expert_ids, 0, n);
     if (s != STATUS_OK)
@@ -236,7 +237,7 @@ static double weight_bytes(const struct bench_engine *b, double experts)
              bytes_of(w->mlp.down);
         if (w->router)
             n += (bytes_of(w->gate) + bytes_of(w->up) + bytes_of(w->down)) *
-                 (experts > 0 ? experts / s->config.moe.experts : 1);
+                 (experts > 0 ? experts / (s->config.moe.experts + s->config.moe.shared) : 1);
     }
     return n;
 }
@@ -264,8 +265,7 @@ static struct row_work row_work(const struct model_shard *s)
             continue;
         }
         w.plain += h * m->experts;
-        w.quant += m->per_token * (2 * h * p->expert_inter.n + own * m->intermediate);
-        w.quant += 2 * h * p->shared_inter.n + own * m->intermediate * m->shared;
+        w.quant += (m->per_token + m->shared) * (2 * h * p->expert_inter.n + own * m->intermediate);
     }
     return w;
 }

@@ -48,7 +48,8 @@ STATUS_MUST_USE enum status bench_engine_decode(struct bench_engine *b, int64_t 
 // Positions [from, from + n) of sequence 0; logits of the last.
 STATUS_MUST_USE enum status bench_engine_prefill(struct bench_engine *b, int64_t from, int64_t n,
                                                  struct errmsg *e);
-// Different experts of the last layer with experts that the last step's rows chose; 0: no experts.
+// Different experts, shared ones among them, of the last layer with experts that the last step's
+// rows went to; 0: no experts.
 STATUS_MUST_USE enum status bench_engine_experts(struct bench_engine *b, int64_t rows, double *out,
                                                  struct errmsg *e);
 

@@ -217,8 +217,8 @@ static void ref_router(struct kern *k, const struct kern_router_args *a)
         for (size_t e = 0; e < a->experts; e++)
             score[e] = a->kind == KERN_ROUTER_SIGMOID ? 1 / (1 + expf(-logit[e]))
                                                       : expf(logit[e] - max) / sum;
-        router_select(a, score, (int32_t *)a->ids->p + i * a->topk,
-                      (float *)a->weights->p + i * a->topk);
+        router_select(a, score, (int32_t *)a->ids->p + i * (a->topk + a->always),
+                      (float *)a->weights->p + i * (a->topk + a->always));
     }
 }
 

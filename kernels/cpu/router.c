@@ -38,8 +38,8 @@ static void router_row(const void *args, size_t i)
         sigmoid_scores(kern_row(&a->logits, i), score, a->experts);
     else
         softmax_scores(kern_row(&a->logits, i), score, a->experts);
-    router_select(a, score, (int32_t *)a->ids->p + i * a->topk,
-                  (float *)a->weights->p + i * a->topk);
+    router_select(a, score, (int32_t *)a->ids->p + i * (a->topk + a->always),
+                  (float *)a->weights->p + i * (a->topk + a->always));
 }
 
 void ISA(router)(struct kern *k, const struct kern_router_args *a)

@@ -68,4 +68,8 @@ void router_select(const struct kern_router_args *a, const float *score, int32_t
         if (scaled)
             weights[j] *= a->scale;
     }
+    for (size_t j = 0; j < a->always; j++) {
+        ids[a->topk + j] = (int32_t)(a->experts + j);
+        weights[a->topk + j] = 1;
+    }
 }

@@ -24,7 +24,7 @@ struct route {
     int32_t *ids;
     float *weights;
     int *done; // [groups of rows] blocks that have finished; zero before and after
-    int n, dim, experts, topk, groups, topk_groups;
+    int n, dim, experts, topk, always, groups, topk_groups;
     bool sigmoid, norm;
     float eps, scale;
 };
@@ -123,6 +123,7 @@ static __device__ void choose(const route &a, size_t row, float *shared)
     }
     if (a.groups > 1)
         mask_groups(a, choice, shared);
+    const size_t at_row = row * (a.topk + a.always);
     float mine = 0; // lane j keeps the weight of choice j
     sum = 0;
     for (int j = 0; j < a.topk; j++) {
@@ -147,14 +148,18 @@ static __device__ void choose(const route &a, size_t row, float *shared)
         if (lane == j)
             mine = weight;
         if (lane == 0)
-            a.ids[row * a.topk + j] = best;
+            a.ids[at_row + j] = best;
     }
     if (a.norm)
         mine /= sum + 1e-20f;
     if (a.sigmoid || !a.norm)
         mine *= a.scale;
-    if (lane < a.topk)
-        a.weights[row * a.topk + lane] = mine;
+    if (lane < a.topk) {
+        a.weights[at_row + lane] = mine;
+    } else if (lane < a.topk + a.always) {
+        a.ids[at_row + lane] = a.experts + lane - a.topk;
+        a.weights[at_row + lane] = 1;
+    }
 }
 
 // ---- the product
@@ -266,8 +271,8 @@ extern "C" void cuda_route(struct kern *k, const struct kern_route_args *args)
     const struct kern_router_args *r = &args->router;
     struct cuda_rows x = cuda_rows(&args->x), h = cuda_rows(&args->h);
     bool fast = norm_is_fast(x, h, args->dim) && args->dim % STEP == 0 &&
-                args->w->shape.dtype == KERN_BF16 && r->experts <= EXPERTS_MAX && r->topk <= 32 &&
-                r->groups <= GROUPS_MAX && r->n <= CUDA_ROUTE_ROWS &&
+                args->w->shape.dtype == KERN_BF16 && r->experts <= EXPERTS_MAX &&
+                r->topk + r->always <= 32 && r->groups <= GROUPS_MAX && r->n <= CUDA_ROUTE_ROWS &&
                 ((uintptr_t)args->gamma->p & 15) == 0;
     if (!fast) {
         kern_composed_route(k, args);
@@ -292,6 +297,7 @@ extern "C" void cuda_route(struct kern *k, const struct kern_route_args *args)
     s.dim = (int)args->dim;
     s.experts = (int)r->experts;
     s.topk = (int)r->topk;
+    s.always = (int)r->always;
     s.groups = (int)r->groups;
     s.topk_groups = (int)r->topk_groups;
     s.sigmoid = r->kind == KERN_ROUTER_SIGMOID;

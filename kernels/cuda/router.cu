@@ -3,7 +3,7 @@
 #include "kernels/cuda/launch.cuh"
 
 struct router {
-    size_t experts, topk, groups, topk_groups;
+    size_t experts, topk, always, groups, topk_groups;
     bool sigmoid, norm;
     float scale;
     struct cuda_rows logits;
@@ -106,8 +106,8 @@ static __global__ void __launch_bounds__(32) router_row(const router a)
     __syncwarp();
     if (a.groups > 1)
         mask_groups(a, choice, rank, kept);
-    int32_t *ids = a.ids + row * a.topk;
-    float *weights = a.weights + row * a.topk, sum = 0;
+    int32_t *ids = a.ids + row * (a.topk + a.always);
+    float *weights = a.weights + row * (a.topk + a.always), sum = 0;
     for (int j = 0; j < a.topk; j++) {
         int e = take_best(choice, taken, a.experts);
         float w = a.sigmoid ? score[e] : choice[e];
@@ -126,12 +126,17 @@ static __global__ void __launch_bounds__(32) router_row(const router a)
             w *= a.scale;
         weights[j] = w;
     }
+    for (int j = threadIdx.x; j < a.always; j += 32) {
+        ids[a.topk + j] = a.experts + j;
+        weights[a.topk + j] = 1;
+    }
 }
 
 void cuda_router(struct kern *k, const struct kern_router_args *a)
 {
     struct router s = {a->experts,
                        a->topk,
+                       a->always,
                        a->groups,
                        a->topk_groups,
                        a->kind == KERN_ROUTER_SIGMOID,

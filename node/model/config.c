@@ -10,6 +10,7 @@
 #include <string.h>
 
 #include "base/limits.h"
+#include "kernels/kern.h"
 #include "node/model/json_file.h"
 
 // The values of a config class for the keys that it does not find in the file.
@@ -224,6 +225,10 @@ static void read_topk_method(struct reader *r, struct model_config *c)
 
 static void check_groups(struct reader *r, struct moe_config *m)
 {
+    if (m->per_token + m->shared > KERN_TOPK_MAX)
+        fail(r, "n_shared_experts", "with num_experts_per_tok must be at most 64 experts a token");
+    if (m->experts + m->shared > KERN_EXPERTS_MAX)
+        fail(r, "n_shared_experts", "with n_routed_experts must be at most 1024 experts");
     if (m->topk == MOE_GREEDY)
         m->groups = m->groups_per_token = 1;
     if (m->experts % m->groups)

@@ -270,15 +270,16 @@ static enum status attention(struct pass *p, const struct layer_weights *w)
     return gather(p, p->x, n, (size_t)s->plan.hidden.part);
 }
 
-// out = down(silu(gate(h)) * up(h)) [+ add]: this rank's rows of the output, not gathered.
-static enum status mlp(struct pass *p, const struct mlp_weights *w, const struct model_split *inter,
-                       struct kern_view h, struct kern_view out, struct kern_view add)
+// x += down(silu(gate(norm(x))) * up(norm(x))): this rank's rows.
+static enum status mlp(struct pass *p, const struct layer_weights *l)
 {
     const struct model_shard *s = p->s;
+    const struct mlp_weights *w = &l->mlp;
+    const struct model_split *inter = &s->plan.inter;
     const size_t n = p->batch.n, own = (size_t)inter->n, part = (size_t)inter->part;
     kern_gated(p->k, &(struct kern_gated_args){.n = n,
                                                .w = w->gate_up,
-                                               .x = h,
+                                               .x = norm_x(p, l->mlp_norm),
                                                .bias = w->gate_up_bias,
                                                .tmp = dense(s->b.gate_up, 0, 2 * own),
                                                .out = slice(p, s->b.act, part)});
@@ -289,8 +290,8 @@ static enum status mlp(struct pass *p, const struct mlp_weights *w, const struct
                                                  .w = w->down,
                                                  .x = whole(p, s->b.act, part),
                                                  .bias = w->down_bias,
-                                                 .out = out,
-                                                 .add = add});
+                                                 .out = x_slice(p),
+                                                 .add = x_slice(p)});
     return STATUS_OK;
 }
 
@@ -311,6 +312,7 @@ static struct kern_view route(struct pass *p, const struct layer_weights *w)
                          .router = {.n = p->batch.n,
                                     .experts = (size_t)m->experts,
                                     .topk = (size_t)m->per_token,
+                                    .always = (size_t)m->shared,
                                     .kind = m->scoring == MOE_SIGMOID ? KERN_ROUTER_SIGMOID
                                                                       : KERN_ROUTER_SOFTMAX,
                                     .groups = (size_t)m->groups,
@@ -324,14 +326,13 @@ static struct kern_view route(struct pass *p, const struct layer_weights *w)
     return h;
 }
 
-// x += chosen experts(norm(x)) + shared experts(norm(x)): this rank's rows.
+// x += chosen and shared experts(norm(x)): this rank's rows.
 static enum status experts(struct pass *p, const struct layer_weights *w)
 {
     const struct model_shard *s = p->s;
-    const size_t n = p->batch.n, topk = (size_t)s->config.moe.per_token;
+    const struct moe_config *m = &s->config.moe;
+    const size_t n = p->batch.n, topk = (size_t)(m->per_token + m->shared);
     const size_t part = (size_t)s->plan.expert_inter.part;
-    struct kern_view shared = {0}, none = {0};
-    enum status st = STATUS_OK;
     struct kern_view h = route(p, w);
     kern_moe_gate_up(p->k, &(struct kern_moe_gate_up_args){.n = n,
                                                            .topk = topk,
@@ -340,12 +341,7 @@ static enum status experts(struct pass *p, const struct layer_weights *w)
                                                            .x = h,
                                                            .ids = s->b.expert_ids,
                                                            .out = slice(p, s->b.expert_act, part)});
-    if (s->config.moe.shared) {
-        shared = dense(s->b.shared, 0, (size_t)s->plan.hidden.n);
-        st = mlp(p, &w->mlp, &s->plan.shared_inter, h, shared, none);
-    }
-    if (st == STATUS_OK)
-        st = gather(p, s->b.expert_act, n * topk, part);
+    enum status st = gather(p, s->b.expert_act, n * topk, part);
     if (st != STATUS_OK)
         return st;
     kern_moe_down(p->k, &(struct kern_moe_down_args){.n = n,
@@ -354,16 +350,9 @@ static enum status experts(struct pass *p, const struct layer_weights *w)
                                                      .h = whole(p, s->b.expert_act, part),
                                                      .ids = s->b.expert_ids,
                                                      .weights = s->b.expert_gates,
-                                                     .shared = shared,
                                                      .residual = x_slice(p),
                                                      .out = x_slice(p)});
     return STATUS_OK;
-}
-
-// x += mlp(norm(x)): this rank's rows.
-static enum status dense_mlp(struct pass *p, const struct layer_weights *w)
-{
-    return mlp(p, &w->mlp, &p->s->plan.inter, norm_x(p, w->mlp_norm), x_slice(p), x_slice(p));
 }
 
 static enum status layer(struct pass *p)
@@ -374,7 +363,7 @@ static enum status layer(struct pass *p)
     enum status st = attention(p, w);
     if (st != STATUS_OK)
         return st;
-    st = w->router ? experts(p, w) : dense_mlp(p, w);
+    st = w->router ? experts(p, w) : mlp(p, w);
     return st == STATUS_OK ? gather(p, p->x, p->batch.n, (size_t)s->plan.hidden.part) : st;
 }
 

@@ -208,7 +208,8 @@ static int64_t rows_at_once(const struct loader_rows *r, const struct loader_des
 {
     if (d->transposed)
         return r->n;
-    int64_t n = PIECE_BYTES / (r->cols * (int64_t)loader_element_bytes(d->dtype));
+    int64_t n = PIECE_BYTES / (r->cols * // whole rows are read
+                               (int64_t)loader_element_bytes(d->dtype));
     n = n / KERN_SCALE_BLOCK * KERN_SCALE_BLOCK;
     return n ? n : KERN_SCALE_BLOCK;
 }
@@ -245,21 +246,23 @@ static enum status fill_noise(struct loader *l, const struct loader_rows *r,
 
 enum status loader_fill(struct loader *l, const struct loader_rows *r, const struct loader_dest *d)
 {
-    struct loader_job j = {.d = *d};
+    struct loader_job j = {
+        .d = *d, .first_col = r->first_col, .cols = r->cols_n ? r->cols_n : r->cols};
     int64_t shape[2] = {r->rows, r->cols};
     enum status s = find_shaped(l, r->name, 2, shape, r->cols, &j.t);
     if (s == STATUS_OK && loader_is_quantized(j.t.dtype))
         s = loader_find_scales(l, r, j.t.dtype, &j.scales);
     if (s != STATUS_OK)
         return s;
-    const size_t row = (size_t)r->cols * st_dtype_size(j.t.dtype);
+    const size_t row = (size_t)j.cols * st_dtype_size(j.t.dtype);
     if (l->check_only) {
         loader_count(l, (size_t)r->n * row);
         if (l->seen)
             l->seen(l->seen_arg, r->name, &j.t, &j.scales);
         return STATUS_OK;
     }
-    if (!l->files && kern_backend(l->kern) == KERN_CUDA && loader_is_direct(&j.t, d)) {
+    if (!l->files && kern_backend(l->kern) == KERN_CUDA && loader_is_direct(&j.t, d) &&
+        j.cols == r->cols) {
         s = fill_noise(l, r, &j);
         loader_count(l, (size_t)r->n * row);
         return s;

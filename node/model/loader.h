@@ -19,11 +19,12 @@ struct loader_dest {
     bool transposed;
 };
 
-// Rows [first, first + n) of a tensor, to be read, converted and filled in one go.
+// Rows [first, first + n) of a tensor, of them `cols` columns from first_col on, to be read,
+// converted and filled in one go.
 struct loader_job {
     struct tensor t, scales; // scales.dtype is meaningful when t is quantized
     struct loader_dest d;
-    int64_t first, n;
+    int64_t first, n, first_col, cols;
     size_t bytes; // of checkpoint, for progress
 };
 
@@ -51,6 +52,7 @@ void loader_finish(struct loader *l);
 struct loader_rows {
     const char *name;
     int64_t rows, cols, first, n;
+    int64_t first_col, cols_n; // of them only these columns; cols_n 0 = all
 };
 
 // The dtype in which the named matrices can share one weight: their own if all have the same 16-bit
@@ -93,7 +95,7 @@ static inline size_t loader_element_bytes(enum kern_dtype d)
 {
     return d == KERN_F32 ? 4 : d == KERN_FP8 || d == KERN_INT8 ? 1 : 2;
 }
-// The tensor's bytes are what the weight wants.
+// The tensor's numbers are what the weight wants.
 static inline bool loader_is_direct(const struct tensor *t, const struct loader_dest *d)
 {
     static const enum st_dtype same[] = {

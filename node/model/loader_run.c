@@ -7,6 +7,7 @@
 #include <pthread.h>
 #include <sched.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "base/mem.h"
 #include "node/model/dequant.h"
@@ -56,7 +57,7 @@ static void *room(void *p, size_t *have, size_t want, size_t size)
 
 static size_t scales_at(const struct loader_job *j)
 {
-    size_t rows = (size_t)j->n * (size_t)j->t.cols * loader_element_bytes(j->d.dtype);
+    size_t rows = (size_t)j->n * (size_t)j->cols * loader_element_bytes(j->d.dtype);
     return (rows + sizeof(float) - 1) / sizeof(float) * sizeof(float);
 }
 
@@ -88,13 +89,15 @@ static enum status convert(const struct loader *l, const struct loader_job *j, s
                            const float *scales, char *out, struct errmsg *e)
 {
     const size_t cols = (size_t)j->t.cols, n = (size_t)j->n, size = st_dtype_size(j->t.dtype);
-    const size_t to = loader_element_bytes(j->d.dtype);
+    const size_t to = loader_element_bytes(j->d.dtype), own = (size_t)j->cols;
+    const float *from = NULL;
     const bool fp8 = j->t.dtype == ST_F8_E4M3, quantized = loader_is_quantized(j->t.dtype);
     m->raw = room(m->raw, &m->raw_n, n * cols * size, 1);
     m->row = room(m->row, &m->row_n, cols, sizeof *m->row);
     enum status s = tensor_read(&j->t, j->first, j->n, m->raw, e);
     for (size_t i = 0; i < n && s == STATUS_OK; i++) {
         dequant_row(j->t.dtype, m->raw + i * cols * size, cols, m->row);
+        from = m->row + j->first_col;
         if (quantized) {
             const int64_t block = fp8 ? l->config->fp8_block[0] : 1;
             const int64_t row = (j->first + (int64_t)i) / block - j->first / block;
@@ -102,10 +105,22 @@ static enum status convert(const struct loader *l, const struct loader_job *j, s
                               fp8 ? (size_t)l->config->fp8_block[1] : 0);
         }
         if (j->d.transposed)
-            dequant_store(j->d.dtype, m->row, cols, out + i * to, n);
+            dequant_store(j->d.dtype, from, own, out + i * to, n);
         else
-            dequant_store(j->d.dtype, m->row, cols, out + i * cols * to, 1);
+            dequant_store(j->d.dtype, from, own, out + i * own * to, 1);
     }
+    return s;
+}
+
+// Some columns, as they are.
+static enum status cut(const struct loader_job *j, struct scratch *m, char *out, struct errmsg *e)
+{
+    const size_t size = st_dtype_size(j->t.dtype), row = (size_t)j->t.cols * size;
+    const size_t own = (size_t)j->cols * size, at = (size_t)j->first_col * size;
+    m->raw = room(m->raw, &m->raw_n, (size_t)j->n * row, 1);
+    enum status s = tensor_read(&j->t, j->first, j->n, m->raw, e);
+    for (size_t i = 0; i < (size_t)j->n && s == STATUS_OK; i++)
+        memcpy(out + i * own, m->raw + i * row + at, own);
     return s;
 }
 
@@ -119,8 +134,9 @@ static enum status carry_out(const struct loader *l, struct stage *s, struct scr
     if (loader_is_quantized(j->t.dtype))
         st = read_scales(l, j, m, scales, e);
     if (st == STATUS_OK)
-        st = loader_is_direct(&j->t, &j->d) ? tensor_read(&j->t, j->first, j->n, memory, e)
-                                            : convert(l, j, m, scales, memory, e);
+        st = !loader_is_direct(&j->t, &j->d) ? convert(l, j, m, scales, memory, e)
+             : j->cols == j->t.cols          ? tensor_read(&j->t, j->first, j->n, memory, e)
+                                             : cut(j, m, memory, e);
     s->scales = scales;
     return st;
 }
@@ -206,10 +222,14 @@ static void fill(struct run *r, struct stage *s)
         a.rows = (size_t)j->t.cols;
     }
     kern_weight_fill_staged(d->w, &a, s->memory);
+    struct kern_scales_args scales = {
+        .s = d->s, .row0 = d->row0, .rows = (size_t)j->n, .data = s->scales};
+    if (d->dtype == KERN_FP8) {
+        scales.data += j->first_col / KERN_SCALE_BLOCK;
+        scales.row_stride = (size_t)j->scales.cols;
+    }
     if (d->dtype == KERN_FP8 || d->dtype == KERN_INT8)
-        kern_weight_fill_scales(
-            d->w, &(struct kern_scales_args){
-                      .s = d->s, .row0 = d->row0, .rows = (size_t)j->n, .data = s->scales});
+        kern_weight_fill_scales(d->w, &scales);
     loader_count(r->l, j->bytes);
 }
 

@@ -59,9 +59,6 @@ static enum status split_mlps(const struct model_config *c, const struct model_r
         s = split_named("intermediate_size", c->intermediate, r, &p->inter, e);
     if (s == STATUS_OK && experts)
         s = split_named("moe_intermediate_size", c->moe.intermediate, r, &p->expert_inter, e);
-    if (s == STATUS_OK && experts && c->moe.shared)
-        s = split_named("moe_intermediate_size * n_shared_experts",
-                        c->moe.intermediate * c->moe.shared, r, &p->shared_inter, e);
     return s;
 }
 

@@ -118,7 +118,8 @@ static enum status list_files(struct quantizer *q, struct errmsg *e)
         if (loader_is_quantized(t->dtype) && t->dims_n != 2)
             return errmsg_set(e, STATUS_BAD_MODEL, "%s: tensor '%s': %s of %d dimensions", t->file,
                               t->name, st_dtype_name(t->dtype), t->dims_n);
-        const struct loader_rows r = {t->name, x->t.rows, x->t.cols, 0, x->t.rows};
+        const struct loader_rows r = {
+            .name = t->name, .rows = x->t.rows, .cols = x->t.cols, .n = x->t.rows};
         if (loader_is_quantized(t->dtype)) {
             enum status s = loader_find_scales(&q->l, &r, t->dtype, &x->t_scales);
             if (s != STATUS_OK)

@@ -10,11 +10,6 @@
 #include "node/model/rope.h"
 #include "node/model/safetensors.h"
 
-static size_t max2(size_t a, size_t b)
-{
-    return a > b ? a : b;
-}
-
 static enum status open_weights(struct model_shard *s, const struct model_shard_args *args,
                                 struct errmsg *e)
 {
@@ -63,9 +58,9 @@ static enum status make_step_bufs(struct model_shard *s, struct errmsg *e)
     const struct model_plan *p = &s->plan;
     struct model_buffers *b = &s->b;
     const size_t n = (size_t)s->max_rows, m = p->last_stage ? (size_t)s->max_logits : 0;
-    const size_t t = (size_t)s->rank.tensors, topk = (size_t)c->moe.per_token;
+    const size_t t = (size_t)s->rank.tensors, topk = (size_t)(c->moe.per_token + c->moe.shared);
     const size_t x = t * (size_t)p->hidden.part, heads = (size_t)p->heads.n;
-    const size_t inter = max2((size_t)p->inter.part, (size_t)p->shared_inter.part);
+    const size_t inter = (size_t)p->inter.part;
     const size_t lat = c->mla ? heads * (size_t)c->kv_lora : 0;
     const size_t moe = p->expert_inter.part > 0;
     const enum kern_dtype act = kern_act_dtype(s->kern);
@@ -81,7 +76,6 @@ static enum status make_step_bufs(struct model_shard *s, struct errmsg *e)
         {&b->attn, act, n * t * (size_t)p->heads.part * (size_t)c->v_dim},
         {&b->gate_up, act, n * 2 * inter},
         {&b->act, act, n * t * inter},
-        {&b->shared, KERN_F32, c->moe.shared ? n * (size_t)p->hidden.part : 0},
         {&b->router, KERN_F32, moe * n * (size_t)c->moe.experts},
         {&b->expert_ids, KERN_I32, moe * n * topk},
         {&b->expert_gates, KERN_F32, moe * n * topk},
@@ -203,11 +197,10 @@ void model_shard_close(struct model_shard *s)
     kern_buf_destroy(s->rope);
     struct model_buffers *b = &s->b;
     struct kern_buf *bufs[] = {
-        b->x,          b->x_m,      b->h,      b->qkv,        b->qkv_m,
-        b->q,          b->q_latent, b->ctx,    b->attn,       b->gate_up,
-        b->act,        b->shared,   b->router, b->expert_ids, b->expert_gates,
-        b->expert_act, b->logits,   b->ids,    b->seq,        b->pos,
-        b->rows,       b->seq_m,    b->pos_m,  b->tables,     b->inputs};
+        b->x,          b->x_m,          b->h,          b->qkv,     b->qkv_m,  b->q,
+        b->q_latent,   b->ctx,          b->attn,       b->gate_up, b->act,    b->router,
+        b->expert_ids, b->expert_gates, b->expert_act, b->logits,  b->ids,    b->seq,
+        b->pos,        b->rows,         b->seq_m,      b->pos_m,   b->tables, b->inputs};
     for (size_t i = 0; i < sizeof bufs / sizeof *bufs; i++)
         kern_buf_destroy(bufs[i]);
     free(s->host);

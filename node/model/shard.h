@@ -41,11 +41,10 @@ struct model_buffers {
     struct kern_buf *attn;         // [n][heads * v_dim], gathered
     struct kern_buf *gate_up;      // [n][2 * inter_l]
     struct kern_buf *act;          // [n][inter], gathered
-    struct kern_buf *shared;       // [n][hidden_l]
     struct kern_buf *router;       // [n][experts]
-    struct kern_buf *expert_ids;   // [n][per_token] i32
-    struct kern_buf *expert_gates; // [n][per_token]
-    struct kern_buf *expert_act;   // [n * per_token][expert inter], gathered
+    struct kern_buf *expert_ids;   // [n][per_token + shared] i32
+    struct kern_buf *expert_gates; // [n][per_token + shared]
+    struct kern_buf *expert_act;   // [n * (per_token + shared)][expert inter], gathered
     struct kern_buf *logits;       // [m][vocab], gathered
     struct kern_buf *inputs;       // i32: all that a step uploads (inputs.h)
     // Windows of it: [n] tokens, sequence and position of the rows, [m] the same of those that go

@@ -56,7 +56,11 @@ static enum status load_stacked_as(struct shard_loader *sl, const struct part *p
         s = loader_weight(&sl->l, &args, out);
     struct loader_dest d = {.w = *out, .dtype = args.dtype};
     for (int i = 0; i < parts_n && s == STATUS_OK; i++) {
-        struct loader_rows r = {parts[i].name, parts[i].rows, cols, parts[i].first, parts[i].n};
+        struct loader_rows r = {.name = parts[i].name,
+                                .rows = parts[i].rows,
+                                .cols = cols,
+                                .first = parts[i].first,
+                                .n = parts[i].n};
         s = loader_fill(&sl->l, &r, &d);
         d.row0 += (size_t)parts[i].n;
     }
@@ -187,8 +191,11 @@ static enum status load_kv_b(struct shard_loader *sl, struct layer_weights *w)
     uk.w = w->uk;
     uv.w = w->uv;
     for (size_t h = 0; h < heads && s == STATUS_OK; h++) {
-        struct loader_rows r = {names[0], c->heads * per_head, c->kv_lora,
-                                (sl->p->heads.first + (int64_t)h) * per_head, c->nope_dim};
+        struct loader_rows r = {.name = names[0],
+                                .rows = c->heads * per_head,
+                                .cols = c->kv_lora,
+                                .first = (sl->p->heads.first + (int64_t)h) * per_head,
+                                .n = c->nope_dim};
         uk.s = uv.s = h;
         s = loader_fill(&sl->l, &r, &uk);
         r.first += c->nope_dim;
@@ -256,19 +263,29 @@ static enum status load_mlp(struct shard_loader *sl, const char *prefix, int int
     return s;
 }
 
+// PREFIX.KIND_proj.weight of expert e; the shared ones, which come last, are all in one tensor.
+static const char *expert_name(const struct shard_loader *sl, char buf[NAME], int e,
+                               const char *kind)
+{
+    char part[PART];
+    if (e < sl->c->moe.experts)
+        snprintf(part, PART, "mlp.experts.%d.%s_proj.weight", e, kind);
+    else
+        snprintf(part, PART, "mlp.shared_experts.%s_proj.weight", kind);
+    return name_of(sl, buf, part);
+}
+
 // The dtype that holds the named matrix of every expert without loss; of two kinds when `other` is
 // not NULL, because the kern computes gate and up together.
 static enum status stack_dtype(struct shard_loader *sl, const char *kind, const char *other,
-                               int64_t first, enum kern_dtype *out)
+                               bool quantized_ok, enum kern_dtype *out)
 {
-    char part[PART], name[2][NAME];
-    for (int e = 0; e < sl->c->moe.experts; e++) {
-        snprintf(part, PART, "mlp.experts.%d.%s.weight", e, kind);
-        const char *names[] = {name_of(sl, name[0], part), NULL, NULL};
-        snprintf(part, PART, "mlp.experts.%d.%s.weight", e, other ? other : kind);
-        names[1] = name_of(sl, name[1], part);
+    char name[2][NAME];
+    for (int e = 0; e < sl->c->moe.experts + sl->c->moe.shared; e++) {
+        const char *names[] = {expert_name(sl, name[0], e, kind),
+                               expert_name(sl, name[1], e, other ? other : kind), NULL};
         enum kern_dtype dtype;
-        enum status s = loader_dtype(&sl->l, names, starts_block(first), &dtype);
+        enum status s = loader_dtype(&sl->l, names, quantized_ok, &dtype);
         if (s != STATUS_OK)
             return s;
         *out = e == 0 || dtype == *out ? dtype : KERN_F32;
@@ -276,19 +293,34 @@ static enum status stack_dtype(struct shard_loader *sl, const char *kind, const 
     return STATUS_OK;
 }
 
-// One of the three stacks of experts.
+// One of the three stacks. Expert e's matrix is rows [rows->first, + n) of its tensor; of the
+// shared experts' tensor it is a cut: of rows for gate and up, of columns for down.
 static enum status load_stack(struct shard_loader *sl, const char *kind, enum kern_dtype dtype,
                               const struct part *rows, int64_t cols, struct kern_weight **out)
 {
-    const int experts = sl->c->moe.experts;
-    char part[PART], name[NAME];
-    const struct kern_weight_args a = {
-        .dtype = dtype, .stack = (size_t)experts, .rows = (size_t)rows->n, .cols = (size_t)cols};
+    const struct moe_config *m = &sl->c->moe;
+    const bool down = !strcmp(kind, "down");
+    char name[NAME];
+    const struct kern_weight_args a = {.dtype = dtype,
+                                       .stack = (size_t)(m->experts + m->shared),
+                                       .rows = (size_t)rows->n,
+                                       .cols = (size_t)cols};
     enum status s = loader_weight(&sl->l, &a, out);
     struct loader_dest d = {.w = *out, .dtype = dtype};
-    for (int e = 0; e < experts && s == STATUS_OK; e++) {
-        snprintf(part, PART, "mlp.experts.%d.%s.weight", e, kind);
-        struct loader_rows r = {name_of(sl, name, part), rows->rows, cols, rows->first, rows->n};
+    for (int e = 0; e < m->experts + m->shared && s == STATUS_OK; e++) {
+        struct loader_rows r = {.name = expert_name(sl, name, e, kind),
+                                .rows = rows->rows,
+                                .cols = cols,
+                                .first = rows->first,
+                                .n = rows->n};
+        if (e >= m->experts && down) {
+            r.cols *= m->shared;
+            r.first_col = (e - m->experts) * cols;
+            r.cols_n = cols;
+        } else if (e >= m->experts) {
+            r.rows *= m->shared;
+            r.first += (e - m->experts) * rows->rows;
+        }
         d.s = (size_t)e;
         s = loader_fill(&sl->l, &r, &d);
     }
@@ -302,22 +334,22 @@ static enum status load_stacks(struct shard_loader *sl, struct layer_weights *w)
     const struct model_split *own = &sl->p->expert_inter, *hidden = &sl->p->hidden;
     const struct part inner = {NULL, m->intermediate, own->first, own->n};
     const struct part outer = {NULL, c->hidden, hidden->first, hidden->n};
+    const bool cuts_ok = m->shared < 2 || starts_block(m->intermediate); // of the shared experts
     enum kern_dtype in, out;
-    enum status s = stack_dtype(sl, "gate_proj", "up_proj", own->first, &in);
+    enum status s = stack_dtype(sl, "gate", "up", cuts_ok && starts_block(own->first), &in);
     if (s == STATUS_OK)
-        s = load_stack(sl, "gate_proj", in, &inner, c->hidden, &w->gate);
+        s = load_stack(sl, "gate", in, &inner, c->hidden, &w->gate);
     if (s == STATUS_OK)
-        s = load_stack(sl, "up_proj", in, &inner, c->hidden, &w->up);
+        s = load_stack(sl, "up", in, &inner, c->hidden, &w->up);
     if (s == STATUS_OK)
-        s = stack_dtype(sl, "down_proj", NULL, hidden->first, &out);
-    return s == STATUS_OK ? load_stack(sl, "down_proj", out, &outer, m->intermediate, &w->down) : s;
+        s = stack_dtype(sl, "down", NULL, cuts_ok && starts_block(hidden->first), &out);
+    return s == STATUS_OK ? load_stack(sl, "down", out, &outer, m->intermediate, &w->down) : s;
 }
 
 static enum status load_experts(struct shard_loader *sl, struct layer_weights *w)
 {
     const struct model_config *c = sl->c;
     const struct moe_config *m = &c->moe;
-    const struct model_plan *p = sl->p;
     char name[NAME];
     struct part router = {name_of(sl, name, "mlp.gate.weight"), m->experts, 0, m->experts};
     enum status s = load_stacked_as(sl, &router, 1, c->hidden, true, &w->router);
@@ -325,9 +357,6 @@ static enum status load_experts(struct shard_loader *sl, struct layer_weights *w
         s = load_layer_vector(sl, "mlp.gate.e_score_correction_bias", m->experts, &w->router_bias);
     if (s == STATUS_OK)
         s = load_stacks(sl, w);
-    if (s == STATUS_OK && m->shared)
-        s = load_mlp(sl, "mlp.shared_experts", m->intermediate * m->shared, &p->shared_inter,
-                     &w->mlp);
     return s;
 }
 
@@ -350,7 +379,7 @@ static enum status load_embed(struct shard_loader *sl, struct kern_weight **out)
     enum status s = loader_dtype(&sl->l, names, false, &a.dtype);
     if (s == STATUS_OK)
         s = loader_weight(&sl->l, &a, out);
-    struct loader_rows r = {names[0], c->vocab, c->hidden, 0, c->vocab};
+    struct loader_rows r = {.name = names[0], .rows = c->vocab, .cols = c->hidden, .n = c->vocab};
     struct loader_dest d = {.w = *out, .dtype = a.dtype};
     return s == STATUS_OK ? loader_fill(&sl->l, &r, &d) : s;
 }

@@ -32,7 +32,7 @@ struct model_split {
 struct model_plan {
     int layer_first, layers_n; // of the model
     bool first_stage, last_stage;
-    struct model_split hidden, vocab, inter, shared_inter, expert_inter;
+    struct model_split hidden, vocab, inter, expert_inter;
     struct model_split heads;    // query heads
     struct model_split kv_heads; // GQA; ranks may share a kv head when T > kv_heads
     // Rows of the fused first projection: queries (q_lora, or heads_l * head_dim), then MLA:
@@ -66,12 +66,13 @@ struct layer_weights {
     struct kern_weight *q_b;    // [heads_l * head_dim][q_lora]; NULL without q_lora
     struct kern_weight *uk;     // heads_l x [kv_lora][nope_dim]: query -> latent query
     struct kern_weight *uv;     // heads_l x [v_dim][kv_lora]: latent context -> value
-    // Dense MLP, or the shared experts of a layer with experts (all NULL when it has none).
-    struct mlp_weights mlp;
+    struct mlp_weights mlp;     // of a dense layer; all NULL in others
     // Experts
-    struct kern_weight *router;           // [experts][hidden]; NULL in a dense layer
-    struct kern_buf *router_bias;         // [experts] or NULL
-    struct kern_weight *gate, *up, *down; // experts x [inter_l][hidden], [hidden_l][inter]
+    struct kern_weight *router;   // [experts][hidden]; NULL in a dense layer
+    struct kern_buf *router_bias; // [experts] or NULL
+    // Routed experts, then the shared ones, cut to the routed ones' size: (experts + shared) x
+    // [inter_l][hidden], [hidden_l][inter].
+    struct kern_weight *gate, *up, *down;
 };
 
 struct model_weights {

@@ -189,14 +189,16 @@ struct route_case {
 static void run_route(struct kern *k, const void *args, float *out, size_t n)
 {
     const struct route_case *c = args;
+    enum { ALWAYS = 2 };
+    const size_t all = c->topk + ALWAYS;
     struct kern_weight *w = kt_weight(
         k, 1, &(struct kern_weight_args){KERN_WEIGHT_MATRIX, c->dtype, 1, c->experts, c->dim});
     struct kern_buf *x = kt_random_buf(k, 2, c->n * c->dim), *gamma = kt_random_buf(k, 3, c->dim);
     struct kern_buf *h = kt_act_poison_buf(k, c->n * c->dim);
     struct kern_buf *logits = kt_poison_buf(k, c->n * c->experts);
     struct kern_buf *bias = kt_random_buf(k, 4, c->experts);
-    struct kern_buf *weights = kt_poison_buf(k, c->n * c->topk), *ids;
-    assert_int_equal(kern_buf_create(k, KERN_I32, c->n * c->topk, &ids), STATUS_OK);
+    struct kern_buf *weights = kt_poison_buf(k, c->n * all), *ids;
+    assert_int_equal(kern_buf_create(k, KERN_I32, c->n * all, &ids), STATUS_OK);
     bool sigmoid = c->kind == KERN_ROUTER_SIGMOID;
     kern_route(k, &(struct kern_route_args){.x = {x, 0, c->dim},
                                             .h = {h, 0, c->dim},
@@ -207,6 +209,7 @@ static void run_route(struct kern *k, const void *args, float *out, size_t n)
                                             .router = {.n = c->n,
                                                        .experts = c->experts,
                                                        .topk = c->topk,
+                                                       .always = ALWAYS,
                                                        .kind = c->kind,
                                                        .groups = c->groups,
                                                        .topk_groups = c->topk_groups,
@@ -216,15 +219,20 @@ static void run_route(struct kern *k, const void *args, float *out, size_t n)
                                                        .bias = sigmoid ? bias : NULL,
                                                        .ids = ids,
                                                        .weights = weights}});
-    int32_t *chosen = mem_zalloc(c->n * c->topk + 1, 4);
-    float *value = mem_zalloc(c->n * c->topk + 1, 4), *to = out + c->n * c->dim;
+    int32_t *chosen = mem_zalloc(c->n * all, 4);
+    float *value = mem_zalloc(c->n * all, 4), *to = out + c->n * c->dim;
     kt_download(out, h, c->n * c->dim);
-    kt_download(value, weights, c->n * c->topk);
-    assert_int_equal(kern_download(chosen, ids, 0, c->n * c->topk), STATUS_OK);
+    kt_download(value, weights, c->n * all);
+    assert_int_equal(kern_download(chosen, ids, 0, c->n * all), STATUS_OK);
     memset(to, 0, c->n * c->experts * sizeof *to);
-    for (size_t i = 0; i < c->n * c->topk; i++) {
+    for (size_t i = 0; i < c->n * all; i++) {
+        if (i % all >= c->topk) {
+            assert_int_equal(chosen[i], c->experts + i % all - c->topk);
+            assert_true(value[i] == 1);
+            continue;
+        }
         assert_in_range(chosen[i], 0, c->experts - 1);
-        to[i / c->topk * c->experts + (size_t)chosen[i]] = value[i] + 0.01f; // seen even when 0
+        to[i / all * c->experts + (size_t)chosen[i]] = value[i] + 0.01f; // seen even when 0
     }
     free(chosen);
     free(value);

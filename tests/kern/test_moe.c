@@ -74,6 +74,12 @@ static const struct choice_case choices[] = {
      {0},
      {6, 7, 0},
      {3, 3, 0}},
+    {"shared experts follow the chosen ones, unscaled",
+     {SIGMOID, .topk = 2, .always = 3, .scale = 2},
+     {0, LN3, 0, LN3, 0, 0, 0, 0},
+     {0},
+     {1, 3, 8, 9, 10},
+     {1.5f, 1.5f, 1, 1, 1}},
 };
 
 static void test_choices(void **state)
@@ -89,12 +95,13 @@ static void test_choices(void **state)
             float weights[E] = {0};
             a.logits = (struct kern_view){logits, 0, E};
             a.bias = a.kind == KERN_ROUTER_SIGMOID ? bias : NULL;
-            a.ids = kt_i32_buf(k, ids, a.topk);
-            a.weights = kt_f32_buf(k, weights, a.topk);
+            const size_t all = a.topk + a.always;
+            a.ids = kt_i32_buf(k, ids, all);
+            a.weights = kt_f32_buf(k, weights, all);
             kern_router(k, &a);
-            assert_int_equal(kern_download(ids, a.ids, 0, a.topk), STATUS_OK);
-            assert_int_equal(kern_download(weights, a.weights, 0, a.topk), STATUS_OK);
-            for (size_t j = 0; j < a.topk; j++)
+            assert_int_equal(kern_download(ids, a.ids, 0, all), STATUS_OK);
+            assert_int_equal(kern_download(weights, a.weights, 0, all), STATUS_OK);
+            for (size_t j = 0; j < all; j++)
                 if (ids[j] != c->want_ids[j] || fabsf(weights[j] - c->want_weights[j]) > 1e-5f)
                     fail_msg("%s (%s): choice %zu is expert %d, weight %g", c->what,
                              kern_describe(k), j, ids[j], weights[j]);

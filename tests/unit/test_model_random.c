@@ -72,7 +72,7 @@ static int write_shape(void **state)
         "{\"model_type\":\"deepseek_v3\",\"vocab_size\":300,\"hidden_size\":256,"
         "\"intermediate_size\":200,\"moe_intermediate_size\":128,\"num_hidden_layers\":3,"
         "\"num_attention_heads\":4,\"q_lora_rank\":96,\"kv_lora_rank\":64,\"qk_nope_head_dim\":32,"
-        "\"qk_rope_head_dim\":16,\"v_head_dim\":32,\"n_routed_experts\":8,\"n_shared_experts\":1,"
+        "\"qk_rope_head_dim\":16,\"v_head_dim\":32,\"n_routed_experts\":8,\"n_shared_experts\":2,"
         "\"num_experts_per_tok\":2,\"n_group\":4,\"topk_group\":2,\"first_k_dense_replace\":1,"
         "\"max_position_embeddings\":64}";
     snprintf(path, sizeof path, "/tmp/hadal-random-XXXXXX");
