@@ -14,7 +14,7 @@
 #include "node/comm_body.h"
 
 enum {
-    SPIN_US = 200,         // looks at the device without a pause for so long
+    SPIN_US = 20000,       // looks at the device without a pause for so long: decode steps end here
     PAUSE_US = 20,         // then with one
     LINKS_EVERY_US = 1000, // and at the links
 };

@@ -145,6 +145,7 @@ static enum status map_peers(struct cuda_comm *m, const struct cuda_comm_note *a
         nccl = nccl && n.can_nccl;
         if (i == m->config.rank || !peers)
             continue;
+        m->group.crowded = m->group.crowded || share_same_device(&n.window, m->c->device);
         cudaError_t e = share_map(&n.window, m->c->device, &m->peers[i]);
         m->group.windows[i] = m->peers[i].p;
         if (e != cudaSuccess) {

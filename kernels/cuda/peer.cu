@@ -6,10 +6,11 @@
 namespace
 {
 
-__device__ __forceinline__ void pdl_begin()
+__device__ __forceinline__ void pdl_begin(bool early)
 {
 #if __CUDA_ARCH__ >= 900
-    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+    if (early)
+        asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
     asm volatile("griddepcontrol.wait;" ::: "memory");
 #endif
 }
@@ -41,14 +42,14 @@ template <bool pair>
 __global__ void __launch_bounds__(1024)
     gather_words(const __grid_constant__ peer_group g, peer::slice<pair> s, uint32_t packets)
 {
-    pdl_begin();
+    pdl_begin(!g.crowded);
     peer::gather_words(on_gpu(), g, s, packets);
 }
 
 __global__ void __launch_bounds__(1024)
     reduce_words(const __grid_constant__ peer_group g, float2 *buf, uint32_t packets)
 {
-    pdl_begin();
+    pdl_begin(!g.crowded);
     peer::reduce_words(on_gpu(), g, buf, packets);
 }
 
@@ -57,7 +58,7 @@ __global__ void __launch_bounds__(512)
     gather_pieces(const __grid_constant__ peer_group g, peer::pieces a)
 {
     __shared__ int go;
-    pdl_begin();
+    pdl_begin(!g.crowded);
     peer::gather_pieces<vec>(on_gpu(), g, a, &go);
 }
 
@@ -65,7 +66,7 @@ template <class vec, bool pack>
 __global__ void __launch_bounds__(512)
     repack(char *packed, char *buf, uint32_t row_vecs, uint32_t vecs, int size, int rank, bool own)
 {
-    pdl_begin();
+    pdl_begin(true);
     for (int r = 0; r < size; r++) {
         if ((r == rank) != own)
             continue;

@@ -59,6 +59,9 @@ struct peer_group {
     int size, rank;
     size_t pieces_bytes; // of one source in one half, at most, in the pieces form; multiple of 16
     uint64_t timeout_ns;
+    // Ranks share a GPU, as in tests: a successor that waits on all multiprocessors for this kernel
+    // would keep the peer's kernels out, so it is not started early.
+    bool crowded;
     char *windows[PEER_RANKS];
     struct peer_state *state;
     struct peer_host *host; // its device address

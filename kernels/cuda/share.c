@@ -76,6 +76,11 @@ static int device_of(const cudaUUID_t *uuid)
     return -1;
 }
 
+bool share_same_device(const struct share_note *note, int device)
+{
+    return device_of(&note->device) == device;
+}
+
 static cudaError_t enable_peer(int device, int peer)
 {
     if (device == peer)

@@ -33,4 +33,5 @@ struct share_mapping {
 // For kernels and copies of `device`, which is current. cudaErrorPeerAccessUnsupported: another
 // host, or no way between the GPUs.
 cudaError_t share_map(const struct share_note *note, int device, struct share_mapping *out);
+bool share_same_device(const struct share_note *note, int device);
 cudaError_t share_unmap(struct share_mapping *m); // zeroed is fine
