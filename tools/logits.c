@@ -1,13 +1,16 @@
 // hadal logits: the raw logits of a row of token ids, for comparing Hadal with other
 // implementations and its own layouts, backends and precisions with each other.
+#include <dirent.h>
 #include <errno.h>
 #include <jansson.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/limits.h"
 #include "base/mem.h"
+#include "node/model/quantize.h"
 #include "tools/cmd.h"
 #include "tools/cmdline.h"
 #include "tools/local_replica.h"
@@ -96,14 +99,15 @@ static enum status write_logits(const struct logits_args *a, struct local_replic
     return s;
 }
 
-static int run(const struct logits_args *a)
+// The logits of model folder `dir`.
+static int run(const struct logits_args *a, const char *dir)
 {
     struct errmsg e = {0};
     size_t n;
     int32_t *ids = read_ids(a->tokens, &n, &e);
     if (!ids)
         return failed(&e);
-    struct local_replica_args args = {.source = {.dir = a->model},
+    struct local_replica_args args = {.source = {.dir = dir},
                                       .stages = (int)a->stages,
                                       .tensors = (int)a->tensor,
                                       .threads = (int)a->threads,
@@ -122,6 +126,38 @@ static int run(const struct logits_args *a)
     return s == STATUS_OK ? CMD_OK : failed(&e);
 }
 
+static void remove_folder(const char *dir)
+{
+    DIR *d = opendir(dir);
+    for (const struct dirent *x; d && (x = readdir(d));)
+        if (strcmp(x->d_name, ".") && strcmp(x->d_name, ".."))
+            unlinkat(dirfd(d), x->d_name, 0);
+    if (d)
+        closedir(d);
+    rmdir(dir);
+}
+
+// A quantized copy for the time of the run: the very weights that `hadal quantize` writes.
+static int run_quantized(const struct logits_args *a)
+{
+    struct errmsg e = {0};
+    char folder[4096], copy[4200];
+    const char *tmp = getenv("TMPDIR");
+    snprintf(folder, sizeof folder, "%s/hadal-logits-XXXXXX", tmp && *tmp ? tmp : "/tmp");
+    struct quantize_args q = {.source = {.dir = a->model}, .out = copy, .threads = (int)a->threads};
+    enum status s = model_precision_of(a->quant, &q.to, &e);
+    if (s == STATUS_OK && !mkdtemp(folder))
+        s = errmsg_set(&e, status_from_errno(errno), "%s: %s", folder, strerror(errno));
+    if (s != STATUS_OK)
+        return failed(&e);
+    snprintf(copy, sizeof copy, "%s/model", folder);
+    s = model_quantize(&q, &e);
+    int rc = s == STATUS_OK ? run(a, copy) : failed(&e);
+    remove_folder(copy);
+    rmdir(folder);
+    return rc;
+}
+
 int cmd_logits(int argc, char **argv)
 {
     struct logits_args a = {
@@ -137,8 +173,9 @@ int cmd_logits(int argc, char **argv)
          .help = "tensor ranks of a stage (1)"},
         {"--backend", CMDLINE_CHOICE, &a.backend, "B", .choices = "cpu|cpu-ref|cuda",
          .help = "cpu, cpu-ref or cuda (cpu)"},
-        {"--quant", CMDLINE_STRING, &a.quant, "Q",
-         .help = "precision of weights: none (as published)"},
+        {"--quant", CMDLINE_CHOICE, &a.quant, "Q", .choices = "none|bf16|fp8|int8",
+         .help = "precision of weights: of a copy made by `hadal quantize` and removed again; none "
+                 "= as published (none)"},
         {"--chunk", CMDLINE_INT, &a.chunk, "N", .min = 1, .max = 8192,
          .help = "tokens of one pass (256)"},
         {"--threads", CMDLINE_INT, &a.threads, "N", .max = 1024,
@@ -160,12 +197,5 @@ int cmd_logits(int argc, char **argv)
         fputs("hadal logits: --model, --tokens and --out are needed\n", stderr);
         return CMD_USAGE;
     }
-    if (strcmp(a.quant, "none")) {
-        fprintf(stderr,
-                "hadal logits: --quant %s: unsupported; this build computes with the "
-                "published weights (none)\n",
-                a.quant);
-        return CMD_FAILED;
-    }
-    return run(&a);
+    return strcmp(a.quant, "none") ? run_quantized(&a) : run(&a, a.model);
 }

@@ -1,6 +1,7 @@
 """`hadal quantize` as it is used: the sample model in fp8 and int8 answers as well as it did."""
 
 import json
+import os
 import subprocess
 
 import pytest
@@ -64,3 +65,19 @@ def test_wrong_uses(tmp_path):
         run = hadal("quantize", *args)
         assert run.returncode == code and said in run.stderr, (args, run)
     assert [p.name for p in tmp_path.iterdir()] == ["there"]
+
+
+def test_logits_of_another_precision(tmp_path):
+    """`hadal logits --quant` computes with what `hadal quantize` writes, and leaves nothing behind."""
+    ids, out, temporary = tmp_path / "ids.json", tmp_path / "fp8", tmp_path / "tmp"
+    temporary.mkdir()
+    ids.write_text(json.dumps([0, 3, 1647, 293, 515, 227]))
+    assert hadal("quantize", "--model", SAMPLE, "--to", "fp8", "--out", out).returncode == 0
+    logits = {}
+    for name, args in {"plain": [SAMPLE], "folder": [out], "quant": [SAMPLE, "--quant", "fp8"]}.items():
+        run = subprocess.run([HADAL, "logits", "--tokens", ids, "--out", tmp_path / name, "--model", *args],
+                             capture_output=True, text=True, timeout=100, env={**os.environ, "TMPDIR": str(temporary)})
+        assert run.returncode == 0, run.stderr
+        logits[name] = (tmp_path / name).read_bytes()
+    assert logits["quant"] == logits["folder"] != logits["plain"]
+    assert list(temporary.iterdir()) == []
