@@ -181,7 +181,7 @@ static __device__ __forceinline__ void few_init_bars(const few &m, few_bars *b)
         mbar_init(smem_at(&b->w_empty[i]), 4);
     }
     for (int i = 0; i < m.x_stages; i++) {
-        mbar_init(smem_at(&b->x_full[i]), 1);
+        mbar_init(smem_at(&b->x_full[i]), 32);
         mbar_init(smem_at(&b->x_empty[i]), 4);
     }
     b->zeros = make_uint4(0, 0, 0, 0);

@@ -63,6 +63,17 @@ static __device__ __forceinline__ void bulk_load(uint32_t to, const void *from, 
                  "l"(from), "r"(bytes), "r"(bar)
                  : "memory");
 }
+// 16 bytes, `some` of them from memory and zeros behind; they end on the barrier at the thread's next
+// async_arrive, which counts as one of the barrier's expected arrivals.
+static __device__ __forceinline__ void async_load(uint32_t to, const void *from, int some)
+{
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(some)
+                 : "memory");
+}
+static __device__ __forceinline__ void async_arrive(uint32_t bar)
+{
+    asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(bar) : "memory");
+}
 static __device__ __forceinline__ void tensor_prefetch(const CUtensorMap *map)
 {
     asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
