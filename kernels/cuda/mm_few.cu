@@ -150,7 +150,7 @@ static cudaError_t few_lay(few *m, const struct cuda_matrix *w, int r, few_geome
     const int x_stage = m->x_rows * (m->stage_subs * FEW_SUB + FEW_X_PAD);
     const int room = at_least(budget - fixed, 0);
     m->x_stages = few_tune.x_stages ? few_tune.x_stages
-                                    : at_least(at_most(room * 2 / 5 / x_stage, FEW_STAGES_MAX), 2);
+                                    : at_least(at_most(room * 2 / 5 / x_stage, FEW_STAGES_MAX), 3);
     m->w_stages = few_tune.w_stages ? few_tune.w_stages
                                     : at_least((room - m->x_stages * x_stage) / w_stage, 2);
     m->w_stages = at_most(m->w_stages, FEW_STAGES_MAX);
@@ -183,17 +183,31 @@ static cudaError_t few_go(cudaStream_t s, few *m, const struct cuda_matrix *w, c
     return cudaErrorInvalidValue;
 }
 
-// Rows of W per unit: enough units for all multiprocessors; wider when there are many, so that x is
-// read less often.
-static int few_rows(const few_device &d, int rows, int parts, int matrices, int n)
+// Rows of W per unit, by what a block then takes in all: rounds of units, each as long as its bytes
+// of W at this multiprocessor's share of the memory's rate, its bytes of W and x at what it gets
+// from L2, or its chain of steps, and some more until its sums are out. Times in nanoseconds,
+// measured on an H100.
+static int few_rows(const few_device &d, const struct cuda_matrix *w, int parts, size_t matrices,
+                    int n)
 {
     if (few_tune.r)
         return few_tune.r;
-    size_t all = (size_t)rows * parts * matrices;
-    int r = n > 16 && all >= (size_t)64 * d.sms * 2  ? 64
-            : n > 8 && all >= (size_t)32 * d.sms * 2 ? 32
-                                                     : 16;
-    return r == 16 && parts == 1 && all <= (size_t)8 * d.sms ? 8 : r;
+    const double row = (double)w->cols * few_width(w->type), steps = row / 32;
+    const size_t rows = (size_t)w->rows * parts;
+    int best = 0;
+    double least = 0;
+    for (int r = parts == 1 ? 8 : 16; r <= 64; r *= 2) {
+        size_t units = (rows + r - 1) / r * matrices, rounds = (units + d.sms - 1) / d.sms;
+        double unit = steps * (r == 64 ? 50 : 33), dram = r * row / 22, l2 = (r + n) * row / 60;
+        unit = unit > dram ? unit : dram;
+        unit = unit > l2 ? unit : l2;
+        double all = rounds * (unit + 300);
+        if (!best || all < 0.97 * least) {
+            best = r;
+            least = all;
+        }
+    }
+    return best;
 }
 
 // ---- dense and per head
@@ -216,7 +230,7 @@ cudaError_t cuda_matmul_few(cudaStream_t s, const struct cuda_matmul *a)
         !few_set_x(&m, &a->w, {a->x, a->x_ld, a->xq, a->xq_ld, a->xs, a->xs_ld}))
         return cudaErrorInvalidValue;
     few_geometry g = {gated ? FEW_GATED : FEW_PLAIN, 0, 0, 0, d.id};
-    int r = few_rows(d, a->w.rows, gated ? 2 : 1, a->heads, a->n), step = gated ? r / 2 : r;
+    int r = few_rows(d, &a->w, gated ? 2 : 1, a->heads, a->n), step = gated ? r / 2 : r;
     few_set_w(&m, &a->w, a->scales_up);
     m.x_head = a->x_head * 2;
     m.out = a->out;
@@ -284,7 +298,7 @@ cudaError_t cuda_experts_gate_up_few(cudaStream_t s, const struct cuda_experts_g
         !few_set_x(&m, &a->w, {a->x, a->x_ld, a->xq, a->xq_ld, a->xs, a->xs_ld}))
         return cudaErrorInvalidValue;
     few_geometry g = {FEW_GATED, 0, 0, 0, d.id};
-    int r = few_rows(d, a->w.rows, 2, at_most(a->e.n * m.topk, m.experts) + m.always, m.x_rows);
+    int r = few_rows(d, &a->w, 2, at_most(a->e.n * m.topk, m.experts) + m.always, m.x_rows);
     few_set_w(&m, &a->w, a->scales_up);
     m.out = a->out;
     m.out_bf16 = 1;
@@ -312,7 +326,7 @@ cudaError_t cuda_experts_down_few(cudaStream_t s, const struct cuda_experts_down
         !few_set_x(&m, &a->w, {a->h, a->h_ld, a->hq, a->hq_ld, a->hs, a->hs_ld}))
         return cudaErrorInvalidValue;
     few_geometry g = {FEW_DOWN, 0, 0, 0, d.id};
-    int r = few_tune.r ? few_tune.r : a->w.rows <= 8 * d.sms ? 8 : 16;
+    int r = at_most(few_rows(d, &a->w, 1, 1, m.x_rows), 32);
     few_set_w(&m, &a->w, NULL);
     m.out = a->out;
     m.out_ld = a->out_ld;

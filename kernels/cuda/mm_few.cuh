@@ -17,7 +17,8 @@
 #include "kernels/cuda/mm_wgmma.cuh"
 
 enum few_op { FEW_PLAIN, FEW_GATED, FEW_DOWN };
-enum { FEW_W_WARP = 4, FEW_X_WARP = 5, FEW_THREADS = 192, FEW_SUMS_THREADS = 128 };
+enum { FEW_W_WARP = 4, FEW_X_WARP = 5, FEW_X_WARPS = 2, FEW_THREADS = 224, FEW_SUMS_THREADS = 128 };
+enum { FEW_X_BATCH = 4 };       // rows of x whose addresses a lane makes before it copies them
 enum { FEW_SUB = 128 };  // bytes of a row that lie together in a stage, swizzled
 enum { FEW_X_PAD = 16 }; // behind a row of x in a stage: no bank conflicts; xs of FP8
 enum {

@@ -181,7 +181,7 @@ static __device__ __forceinline__ void few_init_bars(const few &m, few_bars *b)
         mbar_init(smem_at(&b->w_empty[i]), 4);
     }
     for (int i = 0; i < m.x_stages; i++) {
-        mbar_init(smem_at(&b->x_full[i]), 32);
+        mbar_init(smem_at(&b->x_full[i]), 32 * FEW_X_WARPS);
         mbar_init(smem_at(&b->x_empty[i]), 4);
     }
     b->zeros = make_uint4(0, 0, 0, 0);
@@ -219,7 +219,7 @@ static __global__ void __launch_bounds__(FEW_THREADS, 1) few_kernel(const __grid
         return;
     }
     pdl_wait();
-    if (warp == FEW_X_WARP) {
+    if (warp >= FEW_X_WARP) {
         pdl_launch();
         few_stream_x<KIND, OP>(m, plan, bars);
         return;

@@ -22,7 +22,8 @@ template <mm_kind KIND, int R, few_op OP> struct few_product {
     few_ring w, x;
     // Of the job and the stage in work.
     uint32_t a[2][4][4];
-    uint32_t w_at, x_at, x_step, x_sub;
+    uint32_t w_at; // descriptor
+    uint32_t x_at, x_step, x_sub;
     bool some; // this warp has rows of x
     sum c[KIND == MM_FP8 ? 2 : 1][PARTS][D];
 
@@ -41,7 +42,9 @@ template <mm_kind KIND, int R, few_op OP> struct few_product {
         some = 16 * warp < rows;
         x_step = row < rows ? 32 : 0;
         x_sub = row < rows ? FEW_SUB : 0;
-        w_at = smem_at(few_smem) + w.slot * shape::w_bytes(m.stage_subs);
+        // The same in all lanes: said so, it stays in uniform registers, where wgmma wants it.
+        w_at =
+            __shfl_sync(~0u, wgmma_b(smem_at(few_smem) + w.slot * shape::w_bytes(m.stage_subs)), 0);
         x_at = row < rows ? at + (x.slot * m.x_rows + row) * x_pitch() + lane / 16 * 16
                           : bars + (uint32_t)offsetof(few_bars, zeros);
     }
@@ -71,10 +74,9 @@ template <mm_kind KIND, int R, few_op OP> struct few_product {
         for (int s = 0; s < 4; s++)
 #pragma unroll
             for (int part = 0; part < PARTS; part++)
-                mm_wgmma<N, KIND>::go(
-                    to[part], a[buf][s],
-                    wgmma_b(w_at + (part * m.stage_subs + q) * (N * FEW_SUB) + s * 32),
-                    more | (s > 0));
+                mm_wgmma<N, KIND>::go(to[part], a[buf][s],
+                                      w_at + (part * m.stage_subs + q) * (N * FEW_SUB / 16) + s * 2,
+                                      more | (s > 0));
         wgmma_commit();
     }
 
@@ -129,13 +131,11 @@ template <mm_kind KIND, int R, few_op OP> struct few_product {
     }
 
     // FP8: sums += the product of block q of the stage, in c, times its scales.
-    __device__ __forceinline__ void fold(int buf, int q, const float *const *xs, float (*sums)[D])
+    __device__ __forceinline__ void fold(int buf, int q, float (*sums)[D])
     {
-        const float *ws = (const float *)(few_smem + m.at_x - 32 * (w.slot + 1));
-        float x0 = xs[0][q], x1 = xs[1][q];
 #pragma unroll
         for (int part = 0; part < PARTS; part++) {
-            float s0 = __fmul_rn(x0, ws[4 * part + q]), s1 = __fmul_rn(x1, ws[4 * part + q]);
+            float s0 = __fmul_rn(xs[0][q], ws[part][q]), s1 = __fmul_rn(xs[1][q], ws[part][q]);
 #pragma unroll
             for (int i = 0; i < D; i++)
                 sums[part][i] =
@@ -143,41 +143,55 @@ template <mm_kind KIND, int R, few_op OP> struct few_product {
         }
     }
 
+    // FP8: the scales of a stage.
+    float xs[2][4], ws[PARTS][4];
+    __device__ __forceinline__ void read_scales(int rows)
+    {
+        const int warp = threadIdx.x / 32, lane = threadIdx.x & 31;
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+            int r = 16 * warp + lane / 4 + 8 * h;
+            const char *at =
+                few_smem + m.at_x - FEW_X_PAD + (x.slot * m.x_rows + r + 1) * x_pitch();
+            float4 v = make_float4(0, 0, 0, 0);
+            if (r < rows)
+                v = *(const float4 *)at;
+            xs[h][0] = v.x, xs[h][1] = v.y, xs[h][2] = v.z, xs[h][3] = v.w;
+        }
+#pragma unroll
+        for (int part = 0; part < PARTS; part++) {
+            float4 v = ((const float4 *)(few_smem + m.at_x - 32 * (w.slot + 1)))[part];
+            ws[part][0] = v.x, ws[part][1] = v.y, ws[part][2] = v.z, ws[part][3] = v.w;
+        }
+    }
+
     // FP8: a chain per block, each added with its scales while the next is multiplied. A stage is
     // four blocks; of the last stage those beyond the columns are zeros.
     __device__ __forceinline__ void blocks(int rows, float (*sums)[D])
     {
-        const int warp = threadIdx.x / 32, lane = threadIdx.x & 31;
         constexpr int B = KIND == MM_FP8 ? 1 : 0; // second buffer
         for (int from = 0; from < m.subs; from += 4) {
             stage(rows);
-            const float *xs[2];
-#pragma unroll
-            for (int h = 0; h < 2; h++) {
-                int r = 16 * warp + lane / 4 + 8 * h;
-                xs[h] = (const float *)(r < rows ? few_smem + m.at_x - FEW_X_PAD +
-                                                       (x.slot * m.x_rows + r + 1) * x_pitch()
-                                                 : few_smem + m.at_plan - sizeof(uint4));
-            }
+            read_scales(rows);
             load(0, 0);
             cut(from + 1);
             load(1, 1);
             multiply(0, 0, c[0], 0);
             multiply(1, 1, c[B], 0);
             wgmma_wait<1>();
-            fold(0, 0, xs, sums);
+            fold(0, 0, sums);
             cut(from + 2);
             load(0, 2);
             multiply(0, 2, c[0], 0);
             wgmma_wait<1>();
-            fold(1, 1, xs, sums);
+            fold(1, 1, sums);
             cut(from + 3);
             load(1, 3);
             multiply(1, 3, c[B], 0);
             wgmma_wait<1>();
-            fold(0, 2, xs, sums);
+            fold(0, 2, sums);
             wgmma_wait<0>();
-            fold(1, 3, xs, sums);
+            fold(1, 3, sums);
             done(w.slot, x.slot);
             w.next();
             x.next();

@@ -81,14 +81,16 @@ static __device__ void few_stream_w(const few &m, const few_plan &p, uint32_t ba
     }
 }
 
-// Streams x: lane l knows where rows l and l + 32 lie, and the warp copies row after row, 16 bytes a
-// lane. (A bulk copy per row would take 65 clocks of the copy engine each.)
+// Streams x, by two warps that take turns at rows: lane l knows where rows l and l + 32 lie, and a
+// warp copies row after row, 16 bytes a lane. (A bulk copy per row would take 65 clocks of the copy
+// engine.)
 template <mm_kind KIND, few_op OP>
 static __device__ void few_stream_x(const few &m, const few_plan &p, uint32_t bars)
 {
-    const int lane = threadIdx.x & 31, run = m.stage_subs * FEW_SUB, pitch = run + FEW_X_PAD;
-    const int per_row = run / 16, rows_at_once = 32 / per_row; // lanes per row: 16 or 32
-    const int my_row = lane / per_row, my_byte = lane % per_row * 16;
+    const int lane = threadIdx.x & 31, warp = threadIdx.x / 32 - FEW_X_WARP;
+    const int run = m.stage_subs * FEW_SUB, pitch = run + FEW_X_PAD;
+    const int per_row = run / 16, at_once = 32 / per_row; // lanes and rows of one instruction
+    const int byte = lane % per_row * 16, row0 = (lane / per_row) + warp * at_once;
     const uint32_t x_full = bars + offsetof(few_bars, x_full);
     const uint32_t x_empty = bars + offsetof(few_bars, x_empty);
     few_ring ring = {0, 0, m.x_stages};
@@ -97,31 +99,34 @@ static __device__ void few_stream_x(const few &m, const few_plan &p, uint32_t ba
         uint32_t row[2];
 #pragma unroll
         for (int k = 0; k < 2; k++) {
-            int at = min(lane + 32 * k, j.n - 1);
-            row[k] = few_row(m, p, j, at);
+            row[k] = few_row(m, p, j, min(lane + 32 * k, j.n - 1));
             if (m.choices && OP != FEW_DOWN)
                 row[k] /= m.choices;
         }
-        const char *x = m.x + (m.choices ? 0 : j.matrix * m.x_head) + my_byte;
+        const char *x = m.x + (m.choices ? 0 : j.matrix * m.x_head) + byte;
         for (int sub = 0; sub < m.subs; sub += m.stage_subs, x += run) {
-            uint32_t bar = x_full + 8 * ring.slot;
-            uint32_t to = smem_at(few_smem + m.at_x) + ring.slot * m.x_rows * pitch;
-            int some = max(0, min(16, m.row_bytes - sub * FEW_SUB - my_byte));
+            const uint32_t to = smem_at(few_smem + m.at_x) + ring.slot * m.x_rows * pitch;
+            const int some = max(0, min(16, m.row_bytes - sub * FEW_SUB - byte));
             ring.wait_empty(x_empty);
-#pragma unroll 4
-            for (int r = 0; r < j.n; r += rows_at_once) {
-                int at = r + my_row;
-                uint32_t from = __shfl_sync(~0u, r < 32 ? row[0] : row[1], at & 31);
-                if (at < j.n)
-                    async_load(to + at * pitch + my_byte, x + from * m.x_row, some);
-            }
-            if (KIND == MM_FP8)
+            for (int r = 0; r < j.n; r += FEW_X_BATCH * FEW_X_WARPS * at_once) {
+                const char *from[FEW_X_BATCH];
+                int at[FEW_X_BATCH];
 #pragma unroll
-                for (int k = 0; k < 2; k++)
-                    if (lane + 32 * k < j.n)
-                        async_load(to + (lane + 32 * k + 1) * pitch - 16,
-                                   m.xs + row[k] * m.xs_ld + (sub & ~3), 16);
-            async_arrive(bar);
+                for (int k = 0; k < FEW_X_BATCH; k++) { // those beyond the last repeat it
+                    at[k] = min(r + row0 + k * FEW_X_WARPS * at_once, j.n - 1);
+                    uint32_t low = __shfl_sync(~0u, row[0], at[k] & 31);
+                    uint32_t high = __shfl_sync(~0u, row[1], at[k] & 31);
+                    from[k] = x + (size_t)(at[k] < 32 ? low : high) * m.x_row;
+                }
+#pragma unroll
+                for (int k = 0; k < FEW_X_BATCH; k++)
+                    if (k * FEW_X_WARPS * at_once < j.n - r)
+                        async_load(to + at[k] * pitch + byte, from[k], some);
+            }
+            if (KIND == MM_FP8 && lane + 32 * warp < j.n)
+                async_load(to + (lane + 32 * warp + 1) * pitch - 16,
+                           m.xs + (warp ? row[1] : row[0]) * m.xs_ld + (sub & ~3), 16);
+            async_arrive(x_full + 8 * ring.slot);
             ring.next();
         }
     }

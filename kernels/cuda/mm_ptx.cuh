@@ -127,12 +127,13 @@ template <int LEFT> static __device__ __forceinline__ void wgmma_wait()
 {
     asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(LEFT) : "memory");
 }
-// Operand B: rows of 128 bytes, swizzled by 128 bytes, groups of 8 rows 1024 bytes apart.
-static __device__ __forceinline__ uint64_t wgmma_b(uint32_t at)
+// Operand B: rows of 128 bytes, swizzled by 128 bytes, groups of 8 rows 1024 bytes apart. The low half
+// of its descriptor; the high half is constant.
+static __device__ __forceinline__ uint32_t wgmma_b(uint32_t at)
 {
-    return (uint64_t)1 << 62 | (uint64_t)(1024 >> 4) << 32 | (uint64_t)1 << 16 |
-           (at & 0x3ffff) >> 4;
+    return (at & 0x3ffff) >> 4 | 1u << 16;
 }
+enum { WGMMA_B_HIGH = 1 << 30 | 1024 >> 4 };
 
 // ---- dependent launches
 

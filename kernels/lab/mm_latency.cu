@@ -20,7 +20,7 @@ static __global__ void rs(long long *clocks, float *out)
 {
     typename sum_of<KIND>::type d[CHAINS][N / 2] = {};
     uint32_t a[4] = {threadIdx.x, 1, 2, 3};
-    uint64_t b = wgmma_b(smem_at(smem));
+    uint32_t b = wgmma_b(smem_at(smem));
     __syncthreads();
     long long t = clock64();
     for (int i = 0; i < STEPS; i += GROUP) {
@@ -47,7 +47,8 @@ static __global__ void rs(long long *clocks, float *out)
 static __global__ void ss8(long long *clocks, float *out)
 {
     float d[4] = {};
-    uint64_t a = wgmma_b(smem_at(smem) + 8192), b = wgmma_b(smem_at(smem));
+    const uint64_t high = (uint64_t)WGMMA_B_HIGH << 32;
+    uint64_t a = high | wgmma_b(smem_at(smem) + 8192), b = high | wgmma_b(smem_at(smem));
     __syncthreads();
     long long t = clock64();
     for (int i = 0; i < STEPS; i += 4) {
