@@ -203,6 +203,9 @@ struct kern_batch {
     struct kern_buf *pos;    // i32 [>= n]: position in its sequence, from 0
     struct kern_buf *tables; // i32 [seqs][table_stride]: block numbers of each sequence, in order
     size_t seqs, table_stride;
+    // Host-known bound on neighbouring rows of one sequence; 0 = not known. 1 says more: no two rows
+    // of the step are of one sequence (decode).
+    size_t run_max;
 };
 
 // One layer's paged KV pool of kern_kv_dtype: [blocks][block_tokens][width] from element `at` of
@@ -344,6 +347,7 @@ struct kern_attn_gqa_args {
     struct kern_view q;   // act [n][heads][head_dim], dense in a row
     struct kern_view out; // act [n][heads][head_dim]
     float scale;
+    bool same_rows; // as in kern_attn_mla_args
 };
 void kern_attn_gqa(struct kern *k, const struct kern_attn_gqa_args *a);
 

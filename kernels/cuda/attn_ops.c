@@ -1,6 +1,7 @@
-// attn_mla of kern.h put as attn.h's launcher takes it: memory for its work list, which all layers
-// of a step share, and for partial results.
+// attn_mla and attn_gqa of kern.h put as the launchers of attn.h and attn_gqa.h take them: memory
+// for their work list, which all layers of a step share, and for partial results.
 #include "kernels/cuda/attn.h"
+#include "kernels/cuda/attn_gqa.h"
 #include "kernels/cuda/cuda.h"
 
 static struct cuda_attn_rows rows_of(const struct kern_batch *b)
@@ -42,4 +43,35 @@ void cuda_attn_mla(struct kern *k, const struct kern_attn_mla_args *a)
     if (!a->same_rows)
         cuda_check(c, cuda_mla_plan(c->stream, &m), "attn_mla's plan");
     cuda_check(c, cuda_mla(c->stream, &m), "attn_mla");
+}
+
+void cuda_attn_gqa(struct kern *k, const struct kern_attn_gqa_args *a)
+{
+    struct cuda *c = cuda_of(k);
+    const struct kern_batch *b = a->batch;
+    const struct cuda_rows q = cuda_rows(&a->q), out = cuda_rows(&a->out);
+    struct cuda_gqa g = {.n = (int)b->n,
+                         .keys_max = (int)b->keys_max,
+                         .run_max = (int)b->run_max,
+                         .heads = (int)a->heads,
+                         .kv_heads = (int)a->kv_heads,
+                         .head_dim = (int)a->head_dim,
+                         .scale = a->scale,
+                         .q = q.p,
+                         .q_stride = q.stride,
+                         .out = out.p,
+                         .out_stride = out.stride,
+                         .pool = (const uint16_t *)a->kv.buf->p + a->kv.at,
+                         .blocks = (int)a->kv.blocks,
+                         .block_tokens = (int)a->kv.block_tokens,
+                         .seq = b->seq->p,
+                         .pos = b->pos->p,
+                         .tables = b->tables->p,
+                         .table_stride = (int)b->table_stride,
+                         .sms = c->sms,
+                         .arch = c->arch,
+                         .planned = a->same_rows};
+    g.plan = cuda_scratch(c, CUDA_ARENA_ATTN_PLAN, cuda_gqa_plan_bytes(&g));
+    g.scratch = cuda_scratch(c, CUDA_ARENA_PARTIAL, cuda_gqa_scratch_bytes(&g));
+    cuda_check(c, cuda_gqa(c->stream, &g), "attn_gqa");
 }

@@ -34,6 +34,7 @@ struct cuda {
     struct kern base;
     int device;
     int sms;    // multiprocessors
+    int arch;   // compute capability: 90 for 9.0
     bool pdl;   // the device knows programmatic dependent launch
     int *zeros; // [CUDA_ZEROS] on the device; a kernel that counts in it leaves zeros behind
     cudaStream_t stream;

@@ -365,6 +365,7 @@ static enum status open_device(struct cuda *c, const struct kern_config *config,
                           config->device, p.name, p.major, p.minor);
     c->sms = p.multiProcessorCount;
     c->pdl = p.major >= 9;
+    c->arch = 10 * p.major + p.minor;
     snprintf(c->base.describe, sizeof c->base.describe, "cuda %d, %.48s", config->device, p.name);
     return STATUS_OK;
 }

@@ -58,6 +58,11 @@ static __device__ __forceinline__ void copy_async(void *to, const void *from, bo
                  "r"(some ? 16 : 0)
                  : "memory");
 }
+static __device__ __forceinline__ void copy_async4(void *to, const void *from)
+{
+    uint32_t at = (uint32_t)__cvta_generic_to_shared(to);
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(at), "l"(from) : "memory");
+}
 static __device__ __forceinline__ void copy_commit()
 {
     asm volatile("cp.async.commit_group;" ::: "memory");

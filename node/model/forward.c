@@ -239,7 +239,9 @@ static void attention_gqa(struct pass *p, const struct layer_weights *w)
                             .head_dim = hd,
                             .q = dense(p->qkv, 0, rows), // [n][heads_l][hd]
                             .out = slice(p, s->b.attn, (size_t)plan->heads.part * hd),
-                            .scale = (float)c->softmax_scale});
+                            .scale = (float)c->softmax_scale,
+                            .same_rows = p->attended});
+    p->attended = true;
 }
 
 // x += o(attention(norm(x))), gathered.

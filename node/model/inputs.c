@@ -107,6 +107,18 @@ static size_t keys_of(const struct forward_batch *b)
     return keys;
 }
 
+// The bound of kern_batch.run_max on `n` rows. Sequences of a step come in rising order.
+static size_t run_max_of(const int32_t *seq, size_t n)
+{
+    size_t most = 1, run = 1;
+    for (size_t i = 1; i < n; i++) {
+        run = seq[i] == seq[i - 1] ? run + 1 : 1;
+        size_t least = seq[i] < seq[i - 1] ? 2 : run; // it may come back
+        most = least > most ? least : most;
+    }
+    return most;
+}
+
 // Every row wants its logits, and there are few: a decode step, which comes again and again.
 static bool is_padded(const struct model_shard *s, const struct forward_batch *b)
 {
@@ -166,21 +178,27 @@ struct inputs inputs_send(struct model_shard *s, const struct forward_batch *b)
     struct layout l = {s, 0};
     struct inputs in = {.rows = b->rows, .logits_n = s->plan.last_stage ? b->logits_n : 0};
     const bool padded = is_padded(s, b);
-    size_t keys = keys_of(b), seqs = b->seqs_n;
+    size_t keys = keys_of(b), seqs = b->seqs_n, run_max = run_max_of(b->seq, b->rows);
     if (padded) {
         in.rows = seqs = padded_rows(b->rows);
         in.logits_n = s->plan.last_stage ? in.rows : 0;
         keys = padded_keys(s, keys);
-        in.replay = hash_pair(hash_pair((uintptr_t)s + s->attached, in.rows), keys) | 1;
+        in.replay = hash_pair(hash_pair((uintptr_t)s + s->attached, in.rows), keys);
+        // Padding rows are all of one sequence, which nobody reads.
+        run_max = run_max == 1 ? 1 : 0;
+        in.replay = hash_pair(in.replay, run_max) | 1;
     }
     const size_t stride = blocks_for(s, keys), n = in.rows, m = in.logits_n;
     const int32_t pad_seq = (int32_t)seqs;
     fill(take(&l, s->b.ids, n), s->plan.first_stage ? b->tokens : NULL, b->rows, n, 0);
     fill(take(&l, s->b.seq, n), b->seq, b->rows, n, pad_seq);
     fill(take(&l, s->b.pos, n), b->pos, b->rows, n, 0);
+    const int32_t *seq_m = NULL;
     if (m) {
         fill(take(&l, s->b.rows, m), b->logit_rows, b->logits_n, m, 0);
-        fill_picked(take(&l, s->b.seq_m, m), b->seq, b, m, pad_seq);
+        int32_t *picked = take(&l, s->b.seq_m, m);
+        fill_picked(picked, b->seq, b, m, pad_seq);
+        seq_m = picked;
         fill_picked(take(&l, s->b.pos_m, m), b->pos, b, m, 0);
     }
     const size_t tables = (seqs + padded) * stride;
@@ -192,10 +210,12 @@ struct inputs inputs_send(struct model_shard *s, const struct forward_batch *b)
                                  .pos = s->b.pos,
                                  .tables = s->b.tables,
                                  .seqs = seqs + padded,
-                                 .table_stride = stride};
+                                 .table_stride = stride,
+                                 .run_max = run_max};
     in.some = in.all;
     in.some.n = m;
     in.some.seq = s->b.seq_m;
     in.some.pos = s->b.pos_m;
+    in.some.run_max = padded ? run_max : m ? run_max_of(seq_m, m) : 0;
     return in;
 }
