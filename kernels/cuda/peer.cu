@@ -1,17 +1,16 @@
-// The kernels of peer.h: the protocol (peer.cuh) on the GPU. Each lets its successor start at once
-// (it only prefetches what no kernel of the stream writes), then waits for its predecessor: the
-// slices must be there, and the predecessor's reads of the buffer be over.
+// The kernels of peer.h: the protocol (peer.cuh) on the GPU. Each waits for its predecessor: the
+// slices must be there, and the predecessor's reads of the buffer be over. Then it lets its
+// successor start, by the rule of launch.cuh, and waits for the peers.
 #include "kernels/cuda/peer.cuh"
 
-namespace
-{
+namespace {
 
 __device__ __forceinline__ void pdl_begin(bool early)
 {
 #if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
     if (early)
         asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-    asm volatile("griddepcontrol.wait;" ::: "memory");
 #endif
 }
 
