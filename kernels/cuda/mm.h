@@ -152,6 +152,8 @@ struct cuda_experts_down {
     // that one kernel cannot keep the sums (cuda_experts_products_bytes; NULL when that is 0).
     float *products;
 };
+// True: gate_up and down below take the many-row kernels.
+bool cuda_experts_take_many(const struct cuda_experts *e);
 enum { CUDA_EXPERTS_FEW = 1024 }; // tokens up to which the few-row kernel keeps the sums itself
 size_t cuda_experts_products_bytes(const struct cuda_experts_down *m);
 cudaError_t cuda_experts_down(cudaStream_t s, const struct cuda_experts_down *m);

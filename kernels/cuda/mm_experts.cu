@@ -124,7 +124,7 @@ static __global__ void __launch_bounds__(COMBINE_THREADS) combine_choices(const 
 
 size_t cuda_experts_products_bytes(const struct cuda_experts_down *m)
 {
-    if (m->e.n <= CUDA_EXPERTS_FEW)
+    if (m->e.n <= CUDA_EXPERTS_FEW && !cuda_experts_take_many(&m->e))
         return 0;
     return (size_t)m->e.n * (m->e.topk + m->e.always) * m->w.rows * sizeof(float);
 }
