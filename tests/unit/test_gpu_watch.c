@@ -17,14 +17,14 @@
 #include "tests/unit/fake_nvml.h"
 
 static __typeof__(fake_nvml_set) *set;
-static const char *device_name;
+static const char *_Atomic device_name;
 
 static bool fake_device(struct engine *e, char uuid[ENGINE_UUID_BYTES])
 {
-    if (!device_name)
-        return false;
-    strcpy(uuid, device_name);
-    return true;
+    const char *name = device_name;
+    if (name)
+        strcpy(uuid, name);
+    return name;
 }
 
 static const struct engine_ops ops = {.name = "fake", .device = fake_device};
