@@ -81,7 +81,9 @@ enum status bench_engine_open(const struct bench_engine_args *args, struct bench
     const struct kern_config config = {.threads = args->threads, .device = device_of(args)};
     if (s == STATUS_OK)
         s = kern_open(backend, &config, &b->kern, e);
-    if (s == STATUS_OK) // before the model takes the memory
+    if (args->limits)
+        b->limits = *args->limits;
+    else if (s == STATUS_OK) // before the model takes the memory
         s = bench_limits_of(b->kern, &b->limits, e);
     s = open_comm(b, s, e);
     if (s == STATUS_OK)

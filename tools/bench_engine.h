@@ -18,6 +18,7 @@ struct bench_engine_args {
     int rank;    // of the group; on GPUs it computes on device rank modulo their number
     struct comm_local *group; // the ranks are threads, each with an engine of its own. Borrowed
     int max_rows, max_seqs, max_context;
+    const struct bench_limits *limits; // known already; NULL: they are measured
 };
 
 struct bench_engine {

@@ -29,8 +29,14 @@ struct model_options {
     int64_t tensor;   // one rank of so many, alone
     int64_t together; // ranks that run together, in threads
     // decode, prefill
-    const char *batch, *context, *tokens;
+    const char *batch, *context, *tokens, *prompt;
     int64_t steps, chunk;
+};
+
+// The cases of one run: every batch at every context, then the prompts.
+struct cases {
+    struct list batches, contexts, prompts;
+    int64_t steps, prompt_steps, chunk; // chunk: rows of a pass over a prompt
 };
 
 // "1,8,64"
@@ -154,8 +160,8 @@ static enum status decode_step(struct timed *t, struct errmsg *e)
     return bench_engine_decode(t->b, t->context, e);
 }
 
-static enum status decode_case(struct bench_engine *b, const struct model_options *o,
-                               const char *model, int64_t seqs, int64_t context, struct errmsg *e)
+static enum status decode_case(struct bench_engine *b, bool json, const char *model, int64_t steps,
+                               int64_t seqs, int64_t context, struct errmsg *e)
 {
     char name[240];
     double seconds = 0, experts = 0;
@@ -168,7 +174,7 @@ static enum status decode_case(struct bench_engine *b, const struct model_option
     }
     struct timed t = {.b = b, .context = context, .step = decode_step};
     if (s == STATUS_OK)
-        s = median_s(&t, o->steps, WARM_UP, &seconds, e);
+        s = median_s(&t, steps, WARM_UP, &seconds, e);
     if (s == STATUS_OK)
         s = bench_engine_experts(b, seqs, &experts, e);
     if (s != STATUS_OK)
@@ -177,10 +183,10 @@ static enum status decode_case(struct bench_engine *b, const struct model_option
     const struct bench_pass p = {
         .rows = rows, .logits = rows, .keys = keys, .kv_read = keys, .experts = experts};
     const struct bench_cost c = bench_engine_cost(b, &p);
-    report(b, o->json, name, rows, seconds, &c);
+    report(b, json, name, rows, seconds, &c);
     if (experts > 0 && !b->args.rank)
-        bench_print(o->json, &(struct bench_figure){
-                                 .name = name, .metric = "experts", .unit = "", .value = experts});
+        bench_print(json, &(struct bench_figure){
+                              .name = name, .metric = "experts", .unit = "", .value = experts});
     return STATUS_OK;
 }
 
@@ -194,17 +200,18 @@ static enum status prefill_step(struct timed *t, struct errmsg *e)
     return s;
 }
 
-static enum status prefill_case(struct bench_engine *b, const struct model_options *o,
-                                const char *model, int64_t tokens, struct errmsg *e)
+static enum status prefill_case(struct bench_engine *b, bool json, const char *model,
+                                const struct cases *cases, int64_t tokens, struct errmsg *e)
 {
     char name[240];
     double seconds = 0;
-    snprintf(name, sizeof name, "prefill %s tokens %lld chunk %d", model, (long long)tokens,
-             b->args.max_rows);
-    struct timed t = {.b = b, .context = tokens, .chunk = b->args.max_rows, .step = prefill_step};
+    const int64_t chunk = cases->chunk < tokens ? cases->chunk : tokens;
+    snprintf(name, sizeof name, "prefill %s tokens %lld chunk %lld", model, (long long)tokens,
+             (long long)chunk);
+    struct timed t = {.b = b, .context = tokens, .chunk = chunk, .step = prefill_step};
     enum status s = bench_engine_contexts(b, 1, tokens, e);
     if (s == STATUS_OK)
-        s = median_s(&t, o->steps, 2, &seconds, e);
+        s = median_s(&t, cases->prompt_steps, 2, &seconds, e);
     if (s != STATUS_OK)
         return s;
     const double n = (double)tokens, chunks = (double)((tokens + t.chunk - 1) / t.chunk);
@@ -214,7 +221,7 @@ static enum status prefill_case(struct bench_engine *b, const struct model_optio
                                  .kv_read = n * (chunks + 1) / 2,
                                  .prefill = true};
     struct bench_cost c = bench_engine_cost(b, &p);
-    report(b, o->json, name, n, seconds, &c);
+    report(b, json, name, n, seconds, &c);
     return STATUS_OK;
 }
 
@@ -223,7 +230,7 @@ static enum status prefill_case(struct bench_engine *b, const struct model_optio
 // One of the ranks that run together.
 struct rank {
     const struct model_options *o;
-    const struct list *a, *contexts;
+    const struct cases *cases;
     struct comm_local *group; // NULL: this is the only one
     int i;
     pthread_t thread;
@@ -231,22 +238,26 @@ struct rank {
     struct errmsg e;
 };
 
+static int64_t larger(int64_t a, int64_t b)
+{
+    return a > b ? a : b;
+}
+
 static enum status run_cases(const struct rank *r, struct errmsg *e)
 {
     const struct model_options *o = r->o;
-    const struct list *a = r->a, *contexts = r->contexts;
-    const bool decode = contexts != NULL;
+    const struct cases *c = r->cases;
+    const int64_t prompt = largest(&c->prompts), batch = larger(largest(&c->batches), 1);
     struct bench_engine b = {0};
     struct bench_engine_args args = {.backend = o->backend,
                                      .threads = (int)o->threads,
                                      .tensors = (int)(r->group ? o->together : o->tensor),
                                      .rank = r->i,
                                      .group = r->group,
-                                     .max_seqs = decode ? (int)largest(a) : 1,
-                                     .max_context = (int)largest(decode ? contexts : a)};
-    args.max_rows = decode ? args.max_seqs : (int)o->chunk;
-    if (!decode && args.max_rows > args.max_context)
-        args.max_rows = args.max_context;
+                                     .max_seqs = (int)batch,
+                                     .max_rows =
+                                         (int)larger(batch, prompt < c->chunk ? prompt : c->chunk),
+                                     .max_context = (int)larger(largest(&c->contexts), prompt)};
     enum status s = source_of(o, &args.source, e);
     if (s == STATUS_OK)
         s = bench_engine_open(&args, &b, e);
@@ -255,16 +266,17 @@ static enum status run_cases(const struct rank *r, struct errmsg *e)
         model_name(o, &b.shard->config, model);
     if (s == STATUS_OK && !r->i) {
         fprintf(stderr,
-                "%s: %s %.0f GB/s, %s %.0f TFLOP/s (fp8 %.0f, int8 %.0f); %s opened in "
+                "%s: %s %.0f GB/s, %s %.2f TFLOP/s (fp8 %.0f, int8 %.0f); %s opened in "
                 "%.2f s\n",
                 kern_describe(b.kern), b.limits.memory, b.limits.read_gb_s, b.limits.compute,
                 b.limits.gflop_s * 1e-3, b.limits.fp8_gflop_s * 1e-3, b.limits.int8_gflop_s * 1e-3,
                 model, b.load_s);
     }
-    for (int i = 0; i < a->n && s == STATUS_OK; i++)
-        for (int j = 0; j < (decode ? contexts->n : 1) && s == STATUS_OK; j++)
-            s = decode ? decode_case(&b, o, model, a->v[i], contexts->v[j], e)
-                       : prefill_case(&b, o, model, a->v[i], e);
+    for (int i = 0; i < c->batches.n && s == STATUS_OK; i++)
+        for (int j = 0; j < c->contexts.n && s == STATUS_OK; j++)
+            s = decode_case(&b, o->json, model, c->steps, c->batches.v[i], c->contexts.v[j], e);
+    for (int i = 0; i < c->prompts.n && s == STATUS_OK; i++)
+        s = prefill_case(&b, o->json, model, c, c->prompts.v[i], e);
     bench_engine_close(&b);
     return s;
 }
@@ -277,10 +289,10 @@ static void *run_rank(void *arg)
 }
 
 // The ranks in threads of their own; what the first says that failed by itself.
-static enum status run_all(const struct model_options *o, const struct list *a,
-                           const struct list *contexts, struct errmsg *e)
+static enum status run_all(const struct model_options *o, const struct cases *cases,
+                           struct errmsg *e)
 {
-    struct rank ranks[TENSOR_MAX] = {{.o = o, .a = a, .contexts = contexts}};
+    struct rank ranks[TENSOR_MAX] = {{.o = o, .cases = cases}};
     if (o->together == 1)
         return run_cases(&ranks[0], e);
     struct comm_local *group = comm_local_create((int)o->together);
@@ -288,7 +300,7 @@ static enum status run_all(const struct model_options *o, const struct list *a,
     enum status s = STATUS_OK;
     for (; started < o->together && s == STATUS_OK; started++) {
         struct rank *r = &ranks[started];
-        *r = (struct rank){.o = o, .a = a, .contexts = contexts, .group = group, .i = started};
+        *r = (struct rank){.o = o, .cases = cases, .group = group, .i = started};
         int rc = pthread_create(&r->thread, NULL, run_rank, r);
         if (rc) {
             perror("hadal bench: thread");
@@ -388,6 +400,8 @@ int bench_decode(int argc, char **argv)
          .help = "tokens that each of them attends to (192)"},
         {"--steps", CMDLINE_INT, &o.steps, "N", .min = 1, .max = STEPS_MAX,
          .help = "steps, the median counts (64)"},
+        {"--prompt", CMDLINE_STRING, &o.prompt, "N,...",
+         .help = "then prefill of so many tokens in one pass, as of `bench prefill` (none)"},
         {0},
     };
     const struct cmdline c = {
@@ -402,14 +416,15 @@ int bench_decode(int argc, char **argv)
                  "      --backend cuda --batch 1,8,64,256 --context 1024,8192,32768\n",
     };
     int rc = parse(&o, &c, argc, argv);
-    struct list batches, contexts;
+    struct cases cases = {.steps = o.steps, .prompt_steps = 5, .chunk = 1 << 16};
     if (rc != CMDLINE_GO)
         return rc;
-    if (!parse_list(o.batch, 4096, "--batch", &batches) ||
-        !parse_list(o.context, 1 << 20, "--context", &contexts))
+    if (!parse_list(o.batch, 4096, "--batch", &cases.batches) ||
+        !parse_list(o.context, 1 << 20, "--context", &cases.contexts) ||
+        (o.prompt && !parse_list(o.prompt, 1 << 16, "--prompt", &cases.prompts)))
         return CMD_USAGE;
     struct errmsg e = {0};
-    return finish(run_all(&o, &batches, &contexts, &e), &e);
+    return finish(run_all(&o, &cases, &e), &e);
 }
 
 int bench_prefill(int argc, char **argv)
@@ -439,21 +454,24 @@ int bench_prefill(int argc, char **argv)
         .after = "example:\n  hadal bench prefill --model models/sample --tokens 900\n",
     };
     int rc = parse(&o, &c, argc, argv);
-    struct list tokens;
+    struct cases cases = {.prompt_steps = o.steps, .chunk = o.chunk};
     if (rc != CMDLINE_GO)
         return rc;
-    if (!parse_list(o.tokens, 1 << 20, "--tokens", &tokens))
+    if (!parse_list(o.tokens, 1 << 20, "--tokens", &cases.prompts))
         return CMD_USAGE;
     struct errmsg e = {0};
-    return finish(run_all(&o, &tokens, NULL, &e), &e);
+    return finish(run_all(&o, &cases, &e), &e);
 }
 
 // ---- load
 
-static enum status load_once(const struct model_options *o, struct errmsg *e)
+// limits: measured by the first, known to the others.
+static enum status load_once(const struct model_options *o, struct bench_limits *limits,
+                             struct errmsg *e)
 {
     struct bench_engine b = {0};
     struct bench_engine_args args = {.backend = o->backend,
+                                     .limits = limits->memory ? limits : NULL,
                                      .threads = (int)o->threads,
                                      .tensors = (int)o->tensor,
                                      .max_seqs = 1,
@@ -463,6 +481,7 @@ static enum status load_once(const struct model_options *o, struct errmsg *e)
     if (s == STATUS_OK)
         s = bench_engine_open(&args, &b, e);
     if (s == STATUS_OK) {
+        *limits = b.limits;
         char name[240], model[160];
         const double gb = (double)b.shard->weights.bytes * 1e-9;
         model_name(o, &b.shard->config, model);
@@ -501,8 +520,9 @@ int bench_load(int argc, char **argv)
     if (rc != CMDLINE_GO)
         return rc;
     struct errmsg e = {0};
+    struct bench_limits limits = {0};
     enum status s = STATUS_OK;
     for (int64_t i = 0; i < o.steps && s == STATUS_OK; i++)
-        s = load_once(&o, &e);
+        s = load_once(&o, &limits, &e);
     return finish(s, &e);
 }

@@ -29,10 +29,9 @@ done
 # The contexts are those in the middle of what the peer decodes.
 early=$((16 + steps / 2)) late=$((900 + steps / 2)) batches=$(echo "1 ${PARALLEL:-8 64}" | tr ' ' ,)
 {
-    "$hadal" bench load --model "$model" --backend "$backend" --steps 2 --json
-    "$hadal" bench decode --model "$model" --backend "$backend" --batch "$batches" --context $early --steps "$steps" --json
-    "$hadal" bench decode --model "$model" --backend "$backend" --context $late --steps "$steps" --json
-    "$hadal" bench prefill --model "$model" --backend "$backend" --tokens 900 --chunk 900 --json
+    "$hadal" bench load --model "$model" --backend "$backend" --steps 1 --json
+    "$hadal" bench decode --model "$model" --backend "$backend" --batch "$batches" --context $early,$late \
+        --steps "$steps" --prompt 900 --json
 } >"$work/hadal.jsonl"
 
 COMMIT=${COMMIT:-$(git rev-parse --short HEAD)} DATE=$(date -u +%F) EARLY=$early LATE=$late \
