@@ -23,8 +23,8 @@ MAY_SEE = {
 OUTSIDE = {
     r"uv\.h": r".*_(shell|uv)\.[ch]|tools/[^/]+\.c|tests/.*",
     r"h2o(/.*)?\.h": r"coordinator/.*|tests/.*",
-    r"(cuda|cublas|nvml).*\.h": r"kernels/cuda/.*|node/comm_nccl.*",
-    r"nccl\.h": r"kernels/cuda/.*|node/comm_nccl.*",
+    r"(cuda|cublas|nvml).*\.h": r"kernels/(cuda|lab)/.*",
+    r"nccl\.h": r"kernels/cuda/.*",
     r"(infiniband|rdma)/.*": r"rdma/.*verbs.*|tests/.*verbs.*",
     r"curl/.*": r"tools/.*",
     r"protobuf-c/.*": r"proto/.*",
