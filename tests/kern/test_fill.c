@@ -3,6 +3,7 @@
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 #include <cmocka.h>
@@ -91,6 +92,36 @@ static void test_noise(void **state)
     }
 }
 
+// Quantized matrices, with scales of 1. On a GPU the unit vectors are quantized too: 1 becomes 448
+// or 127 times its scale, which is within rounding of 1 again.
+static void test_quantized_noise(void **state)
+{
+    static float got[ROWS * COLS], scales[ROWS];
+    for (int i = 0; i < ROWS; i++)
+        scales[i] = 1;
+    for (int i = 0; i < kt_bodies_n * 2; i++) {
+        struct kern *k = kt_bodies[i / 2];
+        const bool fp8 = i % 2;
+        struct kern_weight *w = make(k, KERN_WEIGHT_MATRIX, fp8 ? KERN_FP8 : KERN_INT8);
+        kern_weight_fill_noise(w,
+                               &(struct kern_noise_args){.rows = ROWS, .key = KEY, .first = 1000});
+        kern_weight_fill_scales(w, &(struct kern_scales_args){.rows = ROWS, .data = scales});
+        read_back(k, w, KERN_WEIGHT_MATRIX, got);
+        for (int r = 0; r < ROWS; r++) {
+            const struct noise n = {.key = KEY, .row = 1000 + (uint64_t)r};
+            uint8_t e4m3[COLS];
+            int8_t int8[COLS];
+            noise_e4m3(&n, COLS, e4m3);
+            noise_int8(&n, COLS, int8);
+            for (int c = 0; c < COLS; c++) {
+                const float want = fp8 ? e4m3_to_f32(e4m3[c]) : (float)int8[c];
+                assert_true(fabsf(got[r * COLS + c] - want) <= 1e-6f * fabsf(want));
+            }
+        }
+        kern_weight_destroy(w);
+    }
+}
+
 static void test_buf_noise(void **state)
 {
     for (int i = 0; i < kt_bodies_n * 2; i++) {
@@ -150,6 +181,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_noise),
+        cmocka_unit_test(test_quantized_noise),
         cmocka_unit_test(test_buf_noise),
         cmocka_unit_test(test_stages),
     };
