@@ -6,7 +6,8 @@
 #   tools/bench/gpu-model.sh HADAL OUT       HADAL: the program, its module beside it or in HADAL_CUDA_MODULE
 #   STEPS=16 BATCHES=1,8 CONTEXTS=1024 ...   less of it
 #   MODELS="deepseek-v2-lite:bf16 ..."       which shapes of configs/models, in which precision
-#   ACCURACY=no LOAD=no V3=no                without those parts; LOAD writes 31 GB to WORK=/dev/shm
+#   ACCURACY=no LOAD=no V3=no                without those parts; LOAD writes 31 GB to WORK=/dev/shm,
+#   CHECKPOINT=DIR                           unless one is there already
 #   COMMIT=abc ...                           where there is no git
 #   BACKEND=cpu MACHINE=x LAYERS=2           for a rehearsal without a GPU
 # One tensor rank of eight of the full V3 shape in fp8 is measured where it fits (an H200).
@@ -75,10 +76,13 @@ ready() {
     kill -INT $up && wait $up && return $rc
 }
 if [ "${LOAD:-yes}" = yes ]; then
-    "$hadal" quantize --random-weights --config configs/models/deepseek-v2-lite.json ${LAYERS:+--layers $LAYERS} \
-        --to bf16 --out "$work/deepseek-v2-lite" &&
-        figures load --model "$work/deepseek-v2-lite" --steps 3 &&
-        cp models/sample/tokenizer*.json "$work/deepseek-v2-lite" && ready "$work/deepseek-v2-lite" || failed=1
+    checkpoint=${CHECKPOINT:-$work/deepseek-v2-lite}
+    [ -n "${CHECKPOINT:-}" ] ||
+        "$hadal" quantize --random-weights --config configs/models/deepseek-v2-lite.json ${LAYERS:+--layers $LAYERS} \
+            --to bf16 --out "$checkpoint" || failed=1
+    figures load --model "$checkpoint" --steps 3
+    [ -f "$checkpoint/tokenizer.json" ] || cp models/sample/tokenizer*.json "$checkpoint"
+    ready "$checkpoint" || failed=1
 fi
 
 machine=${MACHINE:-$(nvidia-smi --query-gpu=name,driver_version --format=csv,noheader | head -1 | tr ',' ' ')}
