@@ -73,7 +73,9 @@ static enum status create(struct replica *r, struct errmsg *e)
         .spin_us = 20,
         .random_weights = o->random != NULL,
     };
-    enum status s = o->random ? model_precision_of(o->random, &c.precision, e) : STATUS_OK;
+    enum status s = STATUS_OK;
+    if (o->random && strcmp(o->random, "published")) // that is what config.json says
+        s = model_precision_of(o->random, &c.precision, e);
     for (uint32_t i = 0; i < r->ranks && s == STATUS_OK; i++) {
         c.device = devices ? (int)i % devices : 0;
         r->engines[i] = engine_model_create(&c, no_wake, NULL, e);
