@@ -7,7 +7,7 @@
 // The module's one entry.
 #define KERN_CUDA_ENTRY "hadal_cuda_open"
 // Changes whenever kern_impl.h's tables or structs do; the module refuses a program with another.
-enum { KERN_CUDA_ABI = 4 };
+enum { KERN_CUDA_ABI = 5 };
 
 typedef enum status kern_cuda_open_fn(int abi, const struct kern_config *config,
                                       struct kern **kern_out, struct errmsg *err);
