@@ -26,6 +26,10 @@ typedef enum status kern_cuda_limits_fn(struct kern *k, struct kern_cuda_limits 
 enum status kern_cuda_measure(struct kern *k, struct kern_cuda_limits *out,
                               struct errmsg *err) STATUS_MUST_USE;
 
+// What CUDA and NCCL are to find in the environment. At a program's start, while it has one thread;
+// the module sets what is missing, which is too late to be safe where others read the environment.
+void kern_cuda_environment(void);
+
 // NVML's name of the device, "GPU-...".
 enum { KERN_CUDA_UUID_BYTES = 48 };
 typedef bool kern_cuda_uuid_fn(struct kern *k, char out[KERN_CUDA_UUID_BYTES]);

@@ -371,7 +371,8 @@ static enum status open_device(struct cuda *c, const struct kern_config *config,
     int n = 0;
     // A kernel that is loaded at its first launch may have to wait for the device to be idle, and
     // a collective keeps it busy until the peers come.
-    setenv("CUDA_MODULE_LOADING", "EAGER", 0);
+    if (!getenv("CUDA_MODULE_LOADING"))
+        setenv("CUDA_MODULE_LOADING", "EAGER", 0);
     cudaError_t e = cudaGetDeviceCount(&n);
     if (e != cudaSuccess)
         return errmsg_set(err, STATUS_NO_DEVICE, "backend cuda: %s", cudaGetErrorString(e));
