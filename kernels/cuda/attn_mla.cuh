@@ -2,6 +2,7 @@
 // a merge. attn_mla.cu says how they work together.
 #pragma once
 
+#include <cuda.h>
 #include <cuda_bf16.h>
 #include <cuda_fp8.h>
 
@@ -65,19 +66,27 @@ struct mla_work {
     float2 *tops; // [entry][head tile][row of the tile]: largest score (log2), sum
 };
 
-// Folds partial result (m, l) into the total (*tm, *tl): values go v = fmaf(o, now, total * old).
-static __device__ __forceinline__ void mla_fold(float *tm, float *tl, float m, float l, float *old,
-                                                float *now)
+// The reference that scores (log2) are taken relative to follows the largest one only when that has
+// grown by 2^MLA_LAG: exponentials stay far from overflow, and sums are hardly ever rescaled.
+enum { MLA_LAG = 8 };
+static __device__ __forceinline__ float mla_reference(float reference, float largest)
 {
-    float top = fmaxf(*tm, m);
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(*old) : "f"(*tm - top));
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(*now) : "f"(m - top));
-    *tl = fmaf(l, *now, __fmul_rn(*tl, *old));
-    *tm = top;
+    return largest > reference + MLA_LAG ? largest : reference;
+}
+
+// Folds a split's (reference, sum) into the total; values go by mla_fold_value.
+static __device__ __forceinline__ void mla_fold(float *total, float *total_sum, float reference,
+                                                float sum, float *old, float *now)
+{
+    float top = mla_reference(*total, reference);
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(*old) : "f"(*total - top));
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(*now) : "f"(reference - top));
+    *total_sum = __fadd_rn(__fmul_rn(sum, *now), __fmul_rn(*total_sum, *old));
+    *total = top;
 }
 static __device__ __forceinline__ float mla_fold_value(float total, float o, float old, float now)
 {
-    return fmaf(o, now, __fmul_rn(total, old));
+    return __fadd_rn(__fmul_rn(o, now), __fmul_rn(total, old));
 }
 
 static __host__ __device__ __forceinline__ int mla_tiles(int keys)
@@ -87,7 +96,15 @@ static __host__ __device__ __forceinline__ int mla_tiles(int keys)
 
 bool mla_cut(const struct cuda_mla *m, struct mla_cut *cut_out);
 struct mla_work mla_work(const struct cuda_mla *m, const struct mla_cut *c);
+cudaError_t mla_merge_rows(cudaStream_t s, const struct cuda_mla *m, const struct mla_cut *c);
 // sm_90; false: this shape or device is not for it.
 bool mla_is_tiled(const struct cuda_mla *m);
 cudaError_t mla_tiled(cudaStream_t s, const struct cuda_mla *m);
 cudaError_t mla_merge(cudaStream_t s, const struct cuda_mla *m, const struct mla_cut *c);
+// Few rows with few splits, in a cluster each. Partial result of row i, split j: i * splits + j.
+bool mla_is_short(const struct cuda_mla *m, const struct mla_cut *c);
+cudaError_t mla_short(cudaStream_t s, const struct cuda_mla *m, const struct mla_cut *c);
+// Tensor maps of the pool (boxes of 64 columns by *box_rows_out tokens) and of queries (64 columns,
+// `heads`, `tokens`).
+bool mla_maps(const struct cuda_mla *m, int heads, int tokens, CUtensorMap *kv_out,
+              CUtensorMap *latent_out, CUtensorMap *rope_out, int *box_rows_out);

@@ -50,9 +50,7 @@ struct nccl {
 
 static void load(void)
 {
-    const char *nvls = getenv("NCCL_NVLS_ENABLE");
-    if (!nvls || strcmp(nvls, "0"))
-        setenv("NCCL_NVLS_ENABLE", "0", 1);
+    setenv("NCCL_NVLS_ENABLE", "0", 1);
     void *h = dlopen("libnccl.so.2", RTLD_NOW | RTLD_LOCAL);
     if (!h) {
         log_info("no NCCL: %s", dlerror());
