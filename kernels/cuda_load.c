@@ -93,6 +93,12 @@ enum status kern_cuda_measure(struct kern *k, struct kern_cuda_limits *out, stru
     return module.limits(k, out, err);
 }
 
+void kern_cuda_environment(void)
+{
+    setenv("CUDA_MODULE_LOADING", "EAGER", 0);
+    setenv("NCCL_NVLS_ENABLE", "0", 1);
+}
+
 bool kern_cuda_uuid(struct kern *k, char out[KERN_CUDA_UUID_BYTES])
 {
     assert(kern_backend(k) == KERN_CUDA && module.uuid);

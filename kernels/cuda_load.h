@@ -7,7 +7,7 @@
 // The module's one entry.
 #define KERN_CUDA_ENTRY "hadal_cuda_open"
 // Changes whenever kern_impl.h's tables or structs do; the module refuses a program with another.
-enum { KERN_CUDA_ABI = 4 };
+enum { KERN_CUDA_ABI = 5 };
 
 typedef enum status kern_cuda_open_fn(int abi, const struct kern_config *config,
                                       struct kern **kern_out, struct errmsg *err);
@@ -25,6 +25,10 @@ typedef enum status kern_cuda_limits_fn(struct kern *k, struct kern_cuda_limits 
 // k: opened with KERN_CUDA. Takes a second and a gigabyte of device memory.
 enum status kern_cuda_measure(struct kern *k, struct kern_cuda_limits *out,
                               struct errmsg *err) STATUS_MUST_USE;
+
+// What CUDA and NCCL are to find in the environment. At a program's start, while it has one thread;
+// the module sets what is missing, which is too late to be safe where others read the environment.
+void kern_cuda_environment(void);
 
 // NVML's name of the device, "GPU-...".
 enum { KERN_CUDA_UUID_BYTES = 48 };

@@ -84,21 +84,39 @@ static void check_range(const struct kern_buf *b, size_t at, size_t n)
     assert(at <= b->n && n <= b->n - at);
 }
 
-enum status kern_buf_create(struct kern *k, enum kern_dtype dtype, size_t n,
-                            struct kern_buf **buf_out)
+static enum status buf_create(struct kern *k, enum kern_dtype dtype, size_t n,
+                              enum status (*alloc)(struct kern_buf *), struct kern_buf **buf_out)
 {
     assert(dtype != KERN_FP8 && dtype != KERN_INT8);
     if (n >> BUF_ELEMENTS_MAX_LOG2)
         return STATUS_NO_MEMORY;
     struct kern_buf *b = mem_zalloc(1, sizeof *b);
     *b = (struct kern_buf){.k = k, .dtype = dtype, .n = n};
-    enum status s = k->device->buf_alloc(b);
+    enum status s = alloc(b);
     if (s != STATUS_OK) {
         free(b);
         return s;
     }
     *buf_out = b;
     return STATUS_OK;
+}
+
+enum status kern_buf_create(struct kern *k, enum kern_dtype dtype, size_t n,
+                            struct kern_buf **buf_out)
+{
+    return buf_create(k, dtype, n, k->device->buf_alloc, buf_out);
+}
+
+enum status kern_buf_create_shared(struct kern *k, enum kern_dtype dtype, size_t n,
+                                   struct kern_buf **buf_out)
+{
+    return buf_create(k, dtype, n, k->device->buf_alloc_shared, buf_out);
+}
+
+const void *kern_buf_host(const struct kern_buf *b)
+{
+    assert(b->host);
+    return b->host;
 }
 
 enum status kern_buf_wrap(struct kern *k, enum kern_dtype dtype, void *memory, size_t n,

@@ -67,7 +67,12 @@ enum status kern_buf_create(struct kern *k, enum kern_dtype dtype, size_t n,
 // destroy, which leaves it alone. 4-byte aligned.
 enum status kern_buf_wrap(struct kern *k, enum kern_dtype dtype, void *memory, size_t n,
                           struct kern_buf **buf_out) STATUS_MUST_USE;
-void kern_buf_destroy(struct kern_buf *b); // NULL is fine
+// Memory that the device writes and the host reads without a download, for a step's small results:
+// kern_buf_host's address, valid after kern_sync. On CPUs it is plain memory.
+enum status kern_buf_create_shared(struct kern *k, enum kern_dtype dtype, size_t n,
+                                   struct kern_buf **buf_out) STATUS_MUST_USE;
+const void *kern_buf_host(const struct kern_buf *b); // of a shared buffer
+void kern_buf_destroy(struct kern_buf *b);           // NULL is fine
 size_t kern_buf_n(const struct kern_buf *b);
 enum kern_dtype kern_buf_dtype(const struct kern_buf *b);
 // Address on the device; on the CPU backends that is plain memory, which the owner thread may read
@@ -392,7 +397,8 @@ void kern_moe_gate_up(struct kern *k, const struct kern_moe_gate_up_args *a);
 
 // out[i][r] = sum over the token's choices, by rising expert id, of weight * (h row . down[e][r]);
 // then + shared[i][r], then + residual[i][r].
-// shared and residual may each be the same view as out.
+// shared and residual may each be the same view as out. n, topk and the contents of ids are those of
+// the kern_moe_gate_up before.
 struct kern_moe_down_args {
     size_t n, topk;
     struct kern_weight *down;          // MATRIX, stack = experts, rows = D (this rank's), cols = I
@@ -471,7 +477,8 @@ struct kern_route_args {
 };
 void kern_route(struct kern *k, const struct kern_route_args *a);
 
-// out[i] = index of the largest of x[i][0..dim), the lowest on ties; -1 when a NaN is in the row.
+// out[i] = index of the largest of x[i][0..dim), the lowest on ties; -1 when a NaN or an infinity
+// is in the row.
 struct kern_argmax_args {
     size_t n, dim;
     struct kern_view x;   // f32

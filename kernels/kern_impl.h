@@ -12,6 +12,7 @@ struct kern_buf {
     size_t n;
     void *p;       // device address
     bool borrowed; // kern_buf_wrap, kern_buf_window_create
+    void *host;    // kern_buf_create_shared
 };
 
 struct kern_weight {
@@ -63,7 +64,8 @@ struct kern_device {
     enum status (*replay_end)(struct kern *);
     void (*close)(struct kern *); // frees the kern itself
     enum status (*sync)(struct kern *);
-    enum status (*buf_alloc)(struct kern_buf *); // sets p from dtype and n, zeroed
+    enum status (*buf_alloc)(struct kern_buf *);        // sets p from dtype and n, zeroed
+    enum status (*buf_alloc_shared)(struct kern_buf *); // sets p and host, zeroed
     void (*buf_free)(struct kern_buf *);
     void (*upload)(struct kern_buf *, size_t at, const void *host, size_t n);
     enum status (*download)(void *host, const struct kern_buf *, size_t at, size_t n);

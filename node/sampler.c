@@ -238,6 +238,16 @@ static void top_logprobs(const float *logits, uint32_t vocab, double lse, struct
     out->top_n = n;
 }
 
+static bool is_greedy(const struct sampling *p)
+{
+    return !(p->temperature >= GREEDY_BELOW);
+}
+
+bool sampler_is_argmax(const struct sampling *p)
+{
+    return is_greedy(p) && !penalised(p) && !p->logprobs && !p->top_logprobs;
+}
+
 enum status sampler_pick(struct sampler *s, const struct sampler_input *in, struct step_sample *out)
 {
     const struct sampling *p = in->sampling;
@@ -245,7 +255,7 @@ enum status sampler_pick(struct sampler *s, const struct sampler_input *in, stru
     if (!all_finite(in->logits, s->vocab))
         return STATUS_NODE_NAN;
     const float *row = in->logits;
-    bool greedy = !(p->temperature >= GREEDY_BELOW);
+    bool greedy = is_greedy(p);
     if (!greedy || penalised(p)) {
         memcpy(s->logits, in->logits, sizeof(float) * s->vocab);
         row = s->logits;

@@ -9,6 +9,7 @@
 // log-probabilities are those of the raw logits.
 #pragma once
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "base/status.h"
@@ -23,6 +24,9 @@ struct sampler_input {
     uint32_t tokens_n, prompt_n;
     uint64_t index; // of the token to sample in the answer
 };
+
+// True when the choice is the largest logit and nothing is reported about it.
+bool sampler_is_argmax(const struct sampling *sampling);
 
 struct sampler *sampler_create(uint32_t vocab);
 void sampler_destroy(struct sampler *s); // NULL is fine

@@ -127,20 +127,33 @@ static enum status ensure_sampler(struct worker_state *s)
     return s->sampler ? STATUS_OK : STATUS_NO_MEMORY;
 }
 
-static enum status sample_one(struct worker_state *s, const struct step_plan *plan, uint32_t entry,
-                              size_t i, struct step_sample *out)
+// Row i's token, from its logits; where the device has found the largest and that is all that is
+// asked for, without them.
+static enum status pick(struct worker_state *s, const struct slots_history *h, size_t i,
+                        struct step_sample *out)
 {
+    if (sampler_is_argmax(h->sampling) && forward_best(s->shard, i, &out->token)) {
+        out->logprob = 0;
+        out->top_n = 0;
+        return out->token < 0 ? STATUS_NODE_NAN : STATUS_OK;
+    }
     enum status rc = forward_logits(s->shard, i, s->logits);
     if (rc != STATUS_OK)
         return rc;
-    struct slots_history h = slots_history(s->slots, plan->entries[entry].slot);
     struct sampler_input in = {.logits = s->logits,
-                               .sampling = h.sampling,
-                               .tokens = h.tokens,
-                               .tokens_n = h.tokens_n,
-                               .prompt_n = h.prompt_n,
-                               .index = h.index};
-    rc = sampler_pick(s->sampler, &in, out);
+                               .sampling = h->sampling,
+                               .tokens = h->tokens,
+                               .tokens_n = h->tokens_n,
+                               .prompt_n = h->prompt_n,
+                               .index = h->index};
+    return sampler_pick(s->sampler, &in, out);
+}
+
+static enum status sample_one(struct worker_state *s, const struct step_plan *plan, uint32_t entry,
+                              size_t i, struct step_sample *out)
+{
+    struct slots_history h = slots_history(s->slots, plan->entries[entry].slot);
+    enum status rc = pick(s, &h, i, out);
     out->slot = plan->entries[entry].slot;
     if (s->wrong) // a test's fault
         out->token = (out->token + 1) % (int32_t)s->sampler_vocab;

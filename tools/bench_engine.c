@@ -162,28 +162,38 @@ static enum status run(struct bench_engine *b, size_t rows, size_t logits, struc
     return forward_run(b->shard, &batch, e);
 }
 
-enum status bench_engine_decode(struct bench_engine *b, int64_t context, struct errmsg *e)
+// The largest logit of each row: as in serving, found within the step where the device does that.
+static enum status pick_all(struct bench_engine *b, size_t n, struct errmsg *e)
 {
     const struct model_shard *s = b->shard;
-    const size_t stride = (size_t)s->rank.tensors * (size_t)s->plan.vocab.part, n = b->seqs_n;
+    const size_t stride = (size_t)s->rank.tensors * (size_t)s->plan.vocab.part;
+    size_t found = 0;
+    while (found < n && forward_best(s, found, &b->tokens[found]))
+        found++;
+    if (found == n)
+        return STATUS_OK;
+    kern_argmax(b->kern, &(struct kern_argmax_args){.n = n,
+                                                    .dim = (size_t)s->config.vocab,
+                                                    .x = {s->b.logits, 0, stride},
+                                                    .out = b->picked});
+    enum status st = kern_download(b->tokens, b->picked, 0, n);
+    return st == STATUS_OK ? st : errmsg_set(e, st, "sampled tokens: %s", status_text(st));
+}
+
+enum status bench_engine_decode(struct bench_engine *b, int64_t context, struct errmsg *e)
+{
+    const size_t n = b->seqs_n;
     for (size_t i = 0; i < n; i++) {
         b->seq[i] = b->rows[i] = (int32_t)i;
         b->pos[i] = (int32_t)context - 1;
     }
     enum status st = run(b, n, n, e);
-    if (st != STATUS_OK)
-        return st;
-    kern_argmax(b->kern, &(struct kern_argmax_args){.n = n,
-                                                    .dim = (size_t)s->config.vocab,
-                                                    .x = {s->b.logits, 0, stride},
-                                                    .out = b->picked});
-    st = kern_download(b->tokens, b->picked, 0, n);
-    if (st != STATUS_OK)
-        return errmsg_set(e, st, "sampled tokens: %s", status_text(st));
-    for (size_t i = 0; i < n; i++)
+    if (st == STATUS_OK)
+        st = pick_all(b, n, e);
+    for (size_t i = 0; i < n && st == STATUS_OK; i++)
         if (b->tokens[i] < 0)
             return errmsg_set(e, STATUS_NODE_NAN, "sequence %zu: NaN among the logits", i);
-    return STATUS_OK;
+    return st;
 }
 
 enum status bench_engine_prefill(struct bench_engine *b, int64_t from, int64_t n, struct errmsg *e)

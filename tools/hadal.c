@@ -2,6 +2,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "kernels/cuda_load.h"
 #include "tools/cmd.h"
 
 struct command {
@@ -39,6 +40,7 @@ int main(int argc, char **argv)
         return usage(stderr, CMD_USAGE);
     if (!strcmp(argv[1], "--help") || !strcmp(argv[1], "-h") || !strcmp(argv[1], "help"))
         return usage(stdout, CMD_OK);
+    kern_cuda_environment();
     for (const struct command *c = commands; c->name; c++)
         if (!strcmp(c->name, argv[1]))
             return c->run(argc - 1, argv + 1);

@@ -7,6 +7,8 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include <jansson.h>
 
@@ -17,6 +19,8 @@
 #include "tools/cmdline.h"
 #include "tools/sample_model.h"
 #include "tools/up_cluster.h"
+
+enum { UP_DEVICES_MAX = 64 };
 
 // "vocab_size" of the model; 0 when config.json does not tell.
 static int64_t vocab_of(const char *model)
@@ -83,14 +87,24 @@ static int parse(struct up_options *o, int argc, char **argv)
     return cmdline_parse(&c, argc, argv, NULL, NULL);
 }
 
-// GPUs that the nodes are dealt out to; 0 when there are none.
+// GPUs that the nodes are dealt out to; 0 when there are none, and then the nodes say why. A process
+// of its own asks: the driver may start threads, which would take the signals that this one waits
+// for.
 static int64_t count_devices(const struct up_options *o)
 {
-    const struct cuda_comm_ops *cuda = NULL;
-    struct errmsg e = {0};
-    if (!strcmp(o->backend, "cuda") && strcmp(o->engine, "mock"))
-        cuda = kern_cuda_comm(&e); // the nodes say what is wrong when it fails
-    return cuda ? cuda->devices() : 0;
+    if (strcmp(o->backend, "cuda") || !strcmp(o->engine, "mock"))
+        return 0;
+    pid_t pid = fork();
+    if (pid == 0) {
+        struct errmsg e = {0};
+        const struct cuda_comm_ops *cuda = kern_cuda_comm(&e);
+        int n = cuda ? cuda->devices() : 0;
+        _exit(n < UP_DEVICES_MAX ? n : UP_DEVICES_MAX);
+    }
+    int status = 0;
+    while (pid > 0 && waitpid(pid, &status, 0) < 0 && errno == EINTR)
+        ;
+    return pid > 0 && WIFEXITED(status) ? WEXITSTATUS(status) : 0;
 }
 
 // Says what does not fit and returns false.

@@ -11,13 +11,13 @@ static void argmax_row(const void *args, size_t i)
     size_t c = 0;
     for (; c + 8 <= a->dim; c += 8) {
         v8 v = v8_load(x + c);
-        sane &= v == v;
+        sane &= v - v == (v8){0};
         best = v8_pick(v > best, v, best);
     }
     float max = v8_max(best);
     int32_t found = 0;
     for (; c < a->dim; c++) {
-        found = x[c] == x[c] ? found : -1;
+        found = isfinite(x[c]) ? found : -1;
         max = x[c] > max ? x[c] : max;
     }
     for (int lane = 0; lane < 8; lane++)

@@ -39,6 +39,13 @@ static enum status cpu_buf_alloc(struct kern_buf *b)
     return b->p ? STATUS_OK : STATUS_NO_MEMORY;
 }
 
+static enum status cpu_buf_alloc_shared(struct kern_buf *b)
+{
+    enum status s = cpu_buf_alloc(b);
+    b->host = b->p;
+    return s;
+}
+
 static void cpu_buf_free(struct kern_buf *b)
 {
     free(b->p);
@@ -274,6 +281,7 @@ static const struct kern_device flat_device = {
     .close = cpu_close,
     .sync = cpu_sync,
     .buf_alloc = cpu_buf_alloc,
+    .buf_alloc_shared = cpu_buf_alloc_shared,
     .buf_free = cpu_buf_free,
     .upload = cpu_upload,
     .download = cpu_download,
@@ -287,6 +295,7 @@ static const struct kern_device tiled_device = {
     .close = cpu_close,
     .sync = cpu_sync,
     .buf_alloc = cpu_buf_alloc,
+    .buf_alloc_shared = cpu_buf_alloc_shared,
     .buf_free = cpu_buf_free,
     .upload = cpu_upload,
     .download = cpu_download,

@@ -264,7 +264,7 @@ static void ref_argmax(struct kern *k, const struct kern_argmax_args *a)
         const float *x = kern_row(&a->x, i);
         int32_t best = 0;
         for (size_t c = 0; c < a->dim && best >= 0; c++)
-            best = isnan(x[c]) ? -1 : x[c] > x[best] ? (int32_t)c : best;
+            best = !isfinite(x[c]) ? -1 : x[c] > x[best] ? (int32_t)c : best;
         ((int32_t *)a->out->p)[i] = best;
     }
 }

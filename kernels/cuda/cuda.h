@@ -16,6 +16,7 @@ extern "C" {
 #endif
 
 enum cuda_arena {
+    CUDA_ARENA_X,         // quantized activations
     CUDA_ARENA_PLAN,      // (token, choice) pairs sorted by expert
     CUDA_ARENA_ATTN_PLAN, // MLA's work list, of a whole step
     CUDA_ARENA_PARTIAL,   // softmax over pieces of a sequence; products of chosen experts
@@ -33,10 +34,11 @@ struct cuda_record {
 struct cuda {
     struct kern base;
     int device;
-    int sms;    // multiprocessors
-    int arch;   // compute capability: 90 for 9.0
-    bool pdl;   // the device knows programmatic dependent launch
-    int *zeros; // [CUDA_ZEROS] on the device; a kernel that counts in it leaves zeros behind
+    int sms;     // multiprocessors
+    int arch;    // compute capability: 90 for 9.0
+    bool pdl;    // the device knows programmatic dependent launch
+    bool hopper; // and wgmma
+    int *zeros;  // [CUDA_ZEROS] on the device; a kernel that counts in it leaves zeros behind
     cudaStream_t stream;
     cudaError_t failed; // first failure since the last sync; cudaSuccess = none
     const char *failed_at;
@@ -163,6 +165,8 @@ struct cuda_mm {
 void cuda_mm_set_weight(struct cuda_mm *m, const struct kern_weight *w);
 // Any shape, alignment and dtype.
 void cuda_mm(struct cuda *c, const struct cuda_mm *m);
+void cuda_moe_gate_up_any(struct kern *k, const struct kern_moe_gate_up_args *a);
+void cuda_moe_down_any(struct kern *k, const struct kern_moe_down_args *a);
 
 // ---- ops
 // -----------------------------------------------------------------------------------------
@@ -181,6 +185,7 @@ void cuda_attn_gqa(struct kern *k, const struct kern_attn_gqa_args *a);
 void cuda_router(struct kern *k, const struct kern_router_args *a);
 void cuda_moe_gate_up(struct kern *k, const struct kern_moe_gate_up_args *a);
 void cuda_moe_down(struct kern *k, const struct kern_moe_down_args *a);
+void cuda_gated(struct kern *k, const struct kern_gated_args *a);
 void cuda_mla_prepare(struct kern *k, const struct kern_mla_prepare_args *a);
 void cuda_gqa_prepare(struct kern *k, const struct kern_gqa_prepare_args *a);
 void cuda_route(struct kern *k, const struct kern_route_args *a);

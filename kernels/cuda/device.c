@@ -82,9 +82,33 @@ static enum status cuda_buf_alloc(struct kern_buf *b)
     return device_alloc(cuda_enter(b->k), b->n * kern_dtype_bytes(b->dtype), &b->p);
 }
 
+static enum status cuda_buf_alloc_shared(struct kern_buf *b)
+{
+    struct cuda *c = cuda_enter(b->k);
+    size_t bytes = b->n * kern_dtype_bytes(b->dtype);
+    cudaError_t e = cudaHostAlloc(&b->host, bytes ? bytes : 1, cudaHostAllocMapped);
+    if (e == cudaErrorMemoryAllocation) {
+        cudaGetLastError(); // not sticky: forget it
+        return STATUS_NO_MEMORY;
+    }
+    if (!cuda_check(c, e, "cudaHostAlloc"))
+        return cuda_failure(c);
+    memset(b->host, 0, bytes);
+    if (cuda_check(c, cudaHostGetDevicePointer(&b->p, b->host, 0), "cudaHostGetDevicePointer"))
+        return STATUS_OK;
+    cudaFreeHost(b->host);
+    return cuda_failure(c);
+}
+
 static void cuda_buf_free(struct kern_buf *b)
 {
-    device_free(cuda_enter(b->k), b->p);
+    struct cuda *c = cuda_enter(b->k);
+    if (!b->host) {
+        device_free(c, b->p);
+        return;
+    }
+    cuda_replay_forget(c);
+    cuda_check(c, cudaFreeHost(b->host), "cudaFreeHost");
 }
 
 void *cuda_scratch(struct cuda *c, enum cuda_arena arena, size_t bytes)
@@ -304,6 +328,7 @@ static const struct kern_device device = {
     .close = cuda_close,
     .sync = cuda_sync,
     .buf_alloc = cuda_buf_alloc,
+    .buf_alloc_shared = cuda_buf_alloc_shared,
     .buf_free = cuda_buf_free,
     .upload = cuda_upload,
     .download = cuda_download,
@@ -334,7 +359,7 @@ static const struct kern_compute compute = {
     .router = cuda_router,
     .moe_gate_up = cuda_moe_gate_up,
     .moe_down = cuda_moe_down,
-    .gated = kern_composed_gated,
+    .gated = cuda_gated,
     .mla_prepare = cuda_mla_prepare,
     .gqa_prepare = cuda_gqa_prepare,
     .route = cuda_route,
@@ -346,7 +371,8 @@ static enum status open_device(struct cuda *c, const struct kern_config *config,
     int n = 0;
     // A kernel that is loaded at its first launch may have to wait for the device to be idle, and
     // a collective keeps it busy until the peers come.
-    setenv("CUDA_MODULE_LOADING", "EAGER", 0);
+    if (!getenv("CUDA_MODULE_LOADING"))
+        setenv("CUDA_MODULE_LOADING", "EAGER", 0);
     cudaError_t e = cudaGetDeviceCount(&n);
     if (e != cudaSuccess)
         return errmsg_set(err, STATUS_NO_DEVICE, "backend cuda: %s", cudaGetErrorString(e));
@@ -365,6 +391,7 @@ static enum status open_device(struct cuda *c, const struct kern_config *config,
                           config->device, p.name, p.major, p.minor);
     c->sms = p.multiProcessorCount;
     c->pdl = p.major >= 9;
+    c->hopper = p.major == 9;
     c->arch = 10 * p.major + p.minor;
     snprintf(c->base.describe, sizeof c->base.describe, "cuda %d, %.48s", config->device, p.name);
     return STATUS_OK;

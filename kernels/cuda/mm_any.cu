@@ -277,30 +277,3 @@ void cuda_mm(struct cuda *c, const struct cuda_mm *m)
     }
     assert(!"no such weights");
 }
-
-// ---- ops
-
-extern "C" void cuda_linear(struct kern *k, const struct kern_linear_args *a)
-{
-    struct cuda_mm m = {};
-    cuda_mm_set_weight(&m, a->w);
-    m.x = cuda_rows(&a->x);
-    m.out = cuda_rows(&a->out);
-    m.bias = a->bias ? (const float *)a->bias->p : NULL;
-    m.add = cuda_rows(&a->add);
-    m.n = a->n;
-    cuda_mm(cuda_of(k), &m);
-}
-
-extern "C" void cuda_linear_heads(struct kern *k, const struct kern_linear_heads_args *a)
-{
-    struct cuda_mm m = {};
-    cuda_mm_set_weight(&m, a->w);
-    m.x = cuda_rows(&a->x);
-    m.out = cuda_rows(&a->out);
-    m.x_head = a->x_head_stride;
-    m.out_head = a->out_head_stride;
-    m.n = a->n;
-    m.heads = a->w->shape.stack;
-    cuda_mm(cuda_of(k), &m);
-}

@@ -251,9 +251,13 @@ cudaError_t cuda_matmul_few(cudaStream_t s, const struct cuda_matmul *a)
 
 // ---- experts
 
-// Rows that a piece takes: about what an expert gets, so that few rows do not pay for many.
+// Rows that a piece takes: about what an expert gets, so that few rows do not pay for many. Where
+// blocks sort the pairs for themselves, each in an order of its own, an expert's rows are one piece:
+// two pieces, in two blocks, would not share them out.
 static int few_piece_rows(const struct cuda_experts *e)
 {
+    if (cuda_experts_plan_bytes(e) == 0)
+        return e->n;
     size_t pairs = (size_t)e->n * e->topk, each = (pairs + e->experts - 1) / e->experts;
     int r = each <= 4 ? 8 : each <= 10 ? 16 : each <= 24 ? 32 : 64;
     return at_most(r, e->n);
@@ -343,7 +347,7 @@ cudaError_t cuda_experts_down_few(cudaStream_t s, const struct cuda_experts_down
 size_t cuda_experts_plan_bytes(const struct cuda_experts *e)
 {
     size_t pairs = (size_t)e->n * e->topk;
-    if (pairs <= FEW_PLAN_PAIRS)
+    if (pairs <= FEW_PLAN_PAIRS && e->n <= CUDA_MM_FEW)
         return 0;
     return (e->experts + e->always + 1 + (size_t)e->n * (e->topk + e->always)) * sizeof(int32_t);
 }

@@ -1,4 +1,4 @@
-// moe_gate_up and moe_down. The (token, choice) pairs are sorted by expert on the device and cut
+// moe_gate_up and moe_down for what mm.h does not take. The (token, choice) pairs are sorted by expert on the device and cut
 // into pieces, so that an expert's weights are read once for all rows of a piece; the products are
 // cuda_mm's. down's products go to scratch memory and are added per token by rising expert id, so
 // the order of the pairs within an expert, which differs from run to run, is never seen.
@@ -78,7 +78,7 @@ static void plan_pieces(struct cuda *c, const int32_t *ids, size_t tokens, size_
 
 static_assert((int)PLAN_THREADS == (int)KERN_EXPERTS_MAX, "a thread per expert");
 
-void cuda_moe_gate_up(struct kern *k, const struct kern_moe_gate_up_args *a)
+void cuda_moe_gate_up_any(struct kern *k, const struct kern_moe_gate_up_args *a)
 {
     struct cuda *c = cuda_of(k);
     struct cuda_mm m = {};
@@ -136,7 +136,7 @@ static void combine_all(struct cuda *c, combine a)
     }
 }
 
-void cuda_moe_down(struct kern *k, const struct kern_moe_down_args *a)
+void cuda_moe_down_any(struct kern *k, const struct kern_moe_down_args *a)
 {
     struct cuda *c = cuda_of(k);
     struct cuda_mm m = {};

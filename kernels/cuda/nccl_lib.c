@@ -50,7 +50,9 @@ struct nccl {
 
 static void load(void)
 {
-    setenv("NCCL_NVLS_ENABLE", "0", 1);
+    const char *nvls = getenv("NCCL_NVLS_ENABLE");
+    if (!nvls || strcmp(nvls, "0"))
+        setenv("NCCL_NVLS_ENABLE", "0", 1);
     void *h = dlopen("libnccl.so.2", RTLD_NOW | RTLD_LOCAL);
     if (!h) {
         log_info("no NCCL: %s", dlerror());

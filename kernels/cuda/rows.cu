@@ -1,5 +1,5 @@
-// The plain ops that treat rows one by one: embed, gather_rows, add, silu_mul, rope, kv_write,
-// argmax. All are small; each is one launch. Operands are f32 or bf16 and computed with as f32.
+// The plain ops that treat rows one by one: embed, gather_rows, add, silu_mul, rope and
+// kv_write. All are small; each is one launch. Operands are f32 or bf16 and computed with as f32.
 #include "kernels/cuda/cuda.h"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/rows.cuh"
@@ -167,48 +167,4 @@ void cuda_kv_write(struct kern *k, const struct kern_kv_write_args *a)
     cuda_launch(cuda_of(k), "kv_write", kv_write, rows_grid(a->batch->n, a->kv.width), THREADS, 0,
                 cuda_kv(a->batch, &a->kv), a->batch->n, cuda_rows(&a->a), a->a_dim,
                 cuda_rows(&a->b));
-}
-
-// ---- argmax: a block per row
-
-struct best {
-    float v;
-    int32_t i; // INT32_MAX: none; -1: a NaN was seen
-};
-static __device__ __forceinline__ best better(best a, best b)
-{
-    if (a.i < 0 || b.i < 0)
-        return {0, -1};
-    return b.v > a.v || (b.v == a.v && b.i < a.i) ? b : a;
-}
-
-static __global__ void argmax(size_t n, size_t dim, struct cuda_rows x, int32_t *out)
-{
-    pdl_take_over();
-    __shared__ best part[32];
-    FOR_ROWS(i, n)
-    {
-        best b = {-INFINITY, INT32_MAX};
-        for (size_t c = threadIdx.x; c < dim; c += blockDim.x) {
-            float v = row_get(x, i, c);
-            b = better(b, {isnan(v) ? 0 : v, isnan(v) ? -1 : (int32_t)c});
-        }
-        for (int d = 16; d; d /= 2)
-            b = better(b, {__shfl_xor_sync(~0u, b.v, d), __shfl_xor_sync(~0u, b.i, d)});
-        if (threadIdx.x % 32 == 0)
-            part[threadIdx.x / 32] = b;
-        __syncthreads();
-        for (unsigned w = 0; threadIdx.x == 0 && w < blockDim.x / 32; w++)
-            b = better(b, part[w]);
-        if (threadIdx.x == 0)
-            out[i] = b.i;
-        __syncthreads(); // part is written again
-    }
-}
-
-void cuda_argmax(struct kern *k, const struct kern_argmax_args *a)
-{
-    dim3 grid(1, (unsigned)(a->n < 65535 ? a->n : 65535));
-    cuda_launch(cuda_of(k), "argmax", argmax, grid, 1024, 0, a->n, a->dim, cuda_rows(&a->x),
-                (int32_t *)a->out->p);
 }

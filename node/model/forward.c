@@ -378,7 +378,13 @@ static enum status logits(struct pass *p)
                                                  .w = s->weights.lm_head,
                                                  .x = h,
                                                  .out = slice(p, s->b.logits, part)});
-    return gather(p, s->b.logits, p->batch.n, part);
+    enum status st = gather(p, s->b.logits, p->batch.n, part);
+    if (st == STATUS_OK && s->b.best)
+        kern_argmax(p->k, &(struct kern_argmax_args){.n = p->batch.n,
+                                                     .dim = (size_t)s->config.vocab,
+                                                     .x = whole(p, s->b.logits, part),
+                                                     .out = s->b.best});
+    return st;
 }
 
 // Later stages: the residual stream as the stage before left it.
@@ -455,4 +461,13 @@ enum status forward_logits(struct model_shard *s, size_t i, float *out)
     const size_t stride = (size_t)s->rank.tensors * (size_t)s->plan.vocab.part;
     assert(s->plan.last_stage && i < (size_t)s->max_logits);
     return kern_download(out, s->b.logits, i * stride, (size_t)s->config.vocab);
+}
+
+bool forward_best(const struct model_shard *s, size_t i, int32_t *id_out)
+{
+    assert(s->plan.last_stage && i < (size_t)s->max_logits);
+    if (!s->b.best)
+        return false;
+    *id_out = ((const int32_t *)kern_buf_host(s->b.best))[i];
+    return true;
 }

@@ -37,3 +37,6 @@ STATUS_MUST_USE enum status forward_run(struct model_shard *s, const struct forw
 STATUS_MUST_USE enum status forward_hidden(struct model_shard *s, size_t rows, float *out);
 // Last stage: logits of logit_rows[i], out [vocab]. All ranks of the stage have them.
 STATUS_MUST_USE enum status forward_logits(struct model_shard *s, size_t i, float *out);
+// The id of the largest of those logits, the lowest on ties, -1 when one is not finite; found on
+// the device within the step. False: this backend leaves that to the caller.
+bool forward_best(const struct model_shard *s, size_t i, int32_t *id_out);

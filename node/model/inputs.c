@@ -180,13 +180,14 @@ struct inputs inputs_send(struct model_shard *s, const struct forward_batch *b)
     const bool padded = is_padded(s, b);
     size_t keys = keys_of(b), seqs = b->seqs_n, run_max = run_max_of(b->seq, b->rows);
     if (padded) {
-        in.rows = seqs = padded_rows(b->rows);
+        in.rows = padded_rows(b->rows);
+        seqs = in.rows > seqs ? in.rows : seqs; // the padding's sequence comes after them
         in.logits_n = s->plan.last_stage ? in.rows : 0;
         keys = padded_keys(s, keys);
         in.replay = hash_pair(hash_pair((uintptr_t)s + s->attached, in.rows), keys);
         // Padding rows are all of one sequence, which nobody reads.
         run_max = run_max == 1 ? 1 : 0;
-        in.replay = hash_pair(in.replay, run_max) | 1;
+        in.replay = hash_pair(in.replay, hash_pair(run_max, seqs)) | 1;
     }
     const size_t stride = blocks_for(s, keys), n = in.rows, m = in.logits_n;
     const int32_t pad_seq = (int32_t)seqs;

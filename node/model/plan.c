@@ -1,6 +1,7 @@
 // Who of a replica's ranks holds what. Pure.
 #include <string.h>
 
+#include "node/model/stages.h"
 #include "node/model/weights.h"
 
 static struct model_split split(int total, const struct model_rank *r)
@@ -81,8 +82,10 @@ enum status model_plan_make(const struct model_config *c, const struct model_ran
         return errmsg_set(e, STATUS_BAD_CONFIG,
                           "num_hidden_layers = %d cannot be split over %d stages", c->layers,
                           r->stages);
-    p.layer_first = (int)((int64_t)c->layers * r->stage / r->stages);
-    p.layers_n = (int)((int64_t)c->layers * (r->stage + 1) / r->stages) - p.layer_first;
+    int first[LIMIT_STAGES + 1];
+    model_stages(c, r->stages, first);
+    p.layer_first = first[r->stage];
+    p.layers_n = first[r->stage + 1] - p.layer_first;
     p.first_stage = r->stage == 0;
     p.last_stage = r->stage == r->stages - 1;
     enum status s = split_named("hidden_size", c->hidden, r, &p.hidden, e);

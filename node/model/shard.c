@@ -89,6 +89,8 @@ static enum status make_step_bufs(struct model_shard *s, struct errmsg *e)
                                    &b->seq_m, &b->pos_m, &b->tables};
     for (size_t i = 0; i < sizeof windows / sizeof *windows && st == STATUS_OK; i++)
         st = kern_buf_window_create(b->inputs, windows[i]);
+    if (st == STATUS_OK && m && kern_backend(s->kern) == KERN_CUDA)
+        st = kern_buf_create_shared(s->kern, KERN_I32, m, &b->best);
     return st;
 }
 
@@ -200,7 +202,8 @@ void model_shard_close(struct model_shard *s)
         b->x,          b->x_m,          b->h,          b->qkv,     b->qkv_m,  b->q,
         b->q_latent,   b->ctx,          b->attn,       b->gate_up, b->act,    b->router,
         b->expert_ids, b->expert_gates, b->expert_act, b->logits,  b->ids,    b->seq,
-        b->pos,        b->rows,         b->seq_m,      b->pos_m,   b->tables, b->inputs};
+        b->pos,        b->rows,         b->seq_m,      b->pos_m,   b->tables, b->inputs,
+        b->best};
     for (size_t i = 0; i < sizeof bufs / sizeof *bufs; i++)
         kern_buf_destroy(bufs[i]);
     free(s->host);

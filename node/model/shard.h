@@ -46,6 +46,7 @@ struct model_buffers {
     struct kern_buf *expert_gates; // [n][per_token + shared]
     struct kern_buf *expert_act;   // [n * (per_token + shared)][expert inter], gathered
     struct kern_buf *logits;       // [m][vocab], gathered
+    struct kern_buf *best;         // [m] i32, shared: of the largest logit; NULL on CPUs
     struct kern_buf *inputs;       // i32: all that a step uploads (inputs.h)
     // Windows of it: [n] tokens, sequence and position of the rows, [m] the same of those that go
     // on, [seqs][blocks of a sequence].

@@ -1,7 +1,7 @@
 // The weights of one shard: what rank (stage, tensor) of a replica needs, and nothing else, in the
 // packed form of its kern.
 //
-// Layers are dealt to the stages in order, as evenly as possible. Inside a stage every matrix is
+// Layers are dealt to the stages in order, by what must be read of them (stages.h). Inside a stage every matrix is
 // split along its OUTPUT rows: rank t of T holds rows [t * part, t * part + n) with part =
 // ceil(rows / T), so the last rank may hold fewer. Attention is split by heads, experts inside
 // (each rank holds its rows of every expert). Replicated: norms, embedding, router, q_a and kv_a

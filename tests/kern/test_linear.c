@@ -17,15 +17,21 @@ struct linear_case {
     size_t n, rows, cols;
     enum kern_dtype dtype;
     bool bias, add, accumulate;
-    bool act; // what the output is of
+    bool act;     // what the output is of
+    bool aligned; // operands lie as those of a model do: the tensor cores' fast kernels take them
 };
 
 enum { GAP = 5 }; // poisoned columns on both sides of the output
 
+static size_t out_ld(const struct linear_case *c)
+{
+    return c->aligned ? (c->rows + 31) / 8 * 8 : c->rows + 2 * GAP;
+}
+
 static void run_linear(struct kern *k, const void *args, float *out, size_t n)
 {
     const struct linear_case *c = args;
-    size_t ld = c->rows + 2 * GAP, x_ld = c->cols + 3;
+    size_t ld = out_ld(c), x_ld = c->aligned ? (c->cols + 15) / 8 * 8 : c->cols + 3;
     struct kern_weight *w = kt_weight(
         k, 1, &(struct kern_weight_args){KERN_WEIGHT_MATRIX, c->dtype, 1, c->rows, c->cols});
     struct kern_buf *x = kt_act_random_buf(k, 2, c->n * x_ld + 1);
@@ -33,11 +39,11 @@ static void run_linear(struct kern *k, const void *args, float *out, size_t n)
     struct kern_buf *y = c->accumulate ? kt_random_buf(k, 5, n)
                          : c->act      ? kt_act_poison_buf(k, n)
                                        : kt_poison_buf(k, n);
-    struct kern_view view = {y, GAP, ld};
+    struct kern_view view = {y, c->aligned ? 8 : GAP, ld};
     kern_linear(k, &(struct kern_linear_args){
                        .n = c->n,
                        .w = w,
-                       .x = {x, 1, x_ld},
+                       .x = {x, !c->aligned, x_ld},
                        .out = view,
                        .bias = c->bias ? bias : NULL,
                        .add = c->accumulate ? view
@@ -70,6 +76,28 @@ static void test_shapes(void **state)
                 kt_check(c.act ? "linear" : "linear, f32", run_linear, &c,
                          n[i] * (rows[r] + 2 * GAP), 0);
             }
+}
+
+static void test_aligned(void **state)
+{
+    static const size_t n[] = {1, 2, 8, 9, 16, 33, 64, 65, 132, 200};
+    static const struct {
+        size_t rows, cols;
+    } shapes[] = {{768, 128}, {192, 96}, {704, 256}, {256, 64}, {40, 512}, {1000, 200}, {8, 8}};
+    for (size_t i = 0; i < sizeof n / sizeof *n; i++)
+        for (size_t s = 0; s < sizeof shapes / sizeof *shapes; s++) {
+            struct linear_case c = {.n = n[i],
+                                    .rows = shapes[s].rows,
+                                    .cols = shapes[s].cols,
+                                    .dtype = KERN_BF16,
+                                    .bias = (i + s) % 3 == 0,
+                                    .add = s & 1,
+                                    .accumulate = (i + s) % 4 == 0,
+                                    .act = (i + s) % 4 == 2,
+                                    .aligned = true};
+            kt_check(c.act ? "linear, aligned" : "linear, aligned, f32", run_linear, &c,
+                     n[i] * out_ld(&c), 0);
+        }
 }
 
 // Long sums are cut in pieces when many rows share the weights; the chain must not notice.
@@ -110,22 +138,24 @@ static void test_row_alone_equals_row_in_batch(void **state)
 struct heads_case {
     size_t n, heads, rows, cols;
     enum kern_dtype dtype;
+    bool aligned;
 };
 
 static void run_heads(struct kern *k, const void *args, float *out, size_t n)
 {
     const struct heads_case *c = args;
-    size_t x_head = c->cols + 2, out_head = c->rows + 3;
+    size_t x_head = c->cols + (c->aligned ? 8 : 2), out_head = c->rows + (c->aligned ? 0 : 3);
     struct kern_weight *w = kt_weight(
         k, 1, &(struct kern_weight_args){KERN_WEIGHT_MATRIX, c->dtype, c->heads, c->rows, c->cols});
     struct kern_buf *x = kt_act_random_buf(k, 2, c->n * c->heads * x_head);
     struct kern_buf *y = kt_act_poison_buf(k, n);
-    kern_linear_heads(k, &(struct kern_linear_heads_args){.n = c->n,
-                                                          .w = w,
-                                                          .x = {x, 0, c->heads * x_head},
-                                                          .out = {y, 1, c->heads * out_head},
-                                                          .x_head_stride = x_head,
-                                                          .out_head_stride = out_head});
+    kern_linear_heads(k,
+                      &(struct kern_linear_heads_args){.n = c->n,
+                                                       .w = w,
+                                                       .x = {x, 0, c->heads * x_head},
+                                                       .out = {y, !c->aligned, c->heads * out_head},
+                                                       .x_head_stride = x_head,
+                                                       .out_head_stride = out_head});
     kt_download(out, y, n);
     kern_buf_destroy(x);
     kern_buf_destroy(y);
@@ -135,12 +165,15 @@ static void run_heads(struct kern *k, const void *args, float *out, size_t n)
 static void test_heads(void **state)
 {
     static const struct heads_case cases[] = {
-        {1, 4, 512, 128, KERN_BF16}, {3, 2, 33, 7, KERN_F32},  {50, 3, 16, 20, KERN_F16},
-        {1, 1, 1, 1, KERN_BF16},     {0, 2, 16, 16, KERN_F32},
+        {1, 4, 512, 128, KERN_BF16, false},  {3, 2, 33, 7, KERN_F32, false},
+        {50, 3, 16, 20, KERN_F16, false},    {1, 1, 1, 1, KERN_BF16, false},
+        {0, 2, 16, 16, KERN_F32, false},     {1, 4, 512, 128, KERN_BF16, true},
+        {132, 4, 128, 512, KERN_BF16, true}, {70, 3, 64, 32, KERN_BF16, true},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         const struct heads_case *c = &cases[i];
-        kt_check("linear_heads", run_heads, c, c->n * c->heads * (c->rows + 3) + 1, 0);
+        size_t each = c->rows + (c->aligned ? 0 : 3);
+        kt_check("linear_heads", run_heads, c, c->n * c->heads * each + !c->aligned, 0);
     }
 }
 
@@ -236,11 +269,9 @@ static void test_scaled_weights(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_shapes),
-        cmocka_unit_test(test_long_sums),
-        cmocka_unit_test(test_row_alone_equals_row_in_batch),
-        cmocka_unit_test(test_heads),
-        cmocka_unit_test(test_transposed_fill),
+        cmocka_unit_test(test_shapes),         cmocka_unit_test(test_aligned),
+        cmocka_unit_test(test_long_sums),      cmocka_unit_test(test_row_alone_equals_row_in_batch),
+        cmocka_unit_test(test_heads),          cmocka_unit_test(test_transposed_fill),
         cmocka_unit_test(test_scaled_weights),
     };
     return cmocka_run_group_tests_name("kern/linear", tests, kt_setup, kt_teardown);

@@ -169,6 +169,32 @@ static void test_against_reference(void **state)
     }
 }
 
+// Rows so long that several parts of the device share one; the best anywhere, and ties.
+static void test_argmax_of_long_rows(void **state)
+{
+    enum { N = 5, DIM = 70001 };
+    static const int32_t want[N] = {0, DIM - 1, 2047, 40000, -1};
+    float *x = mem_alloc(N * DIM * sizeof *x);
+    for (size_t i = 0; i < N * DIM; i++)
+        x[i] = kt_random(3, i);
+    for (size_t i = 0; i < N; i++)
+        x[i * DIM + (size_t)(want[i] < 0 ? 7 : want[i])] = want[i] < 0 ? INFINITY : 2;
+    x[2 * DIM + 2048] = x[2 * DIM + 69999] = 2; // ties lose to the lower index
+    for (int b = 0; b < kt_bodies_n; b++) {
+        struct kern_buf *in = kt_f32_buf(kt_bodies[b], x, N * DIM), *out;
+        assert_int_equal(kern_buf_create_shared(kt_bodies[b], KERN_I32, N, &out), STATUS_OK);
+        for (int again = 0; again < 3; again++) {
+            kern_argmax(kt_bodies[b], &(struct kern_argmax_args){
+                                          .n = N, .dim = DIM, .x = {in, 0, DIM}, .out = out});
+            assert_int_equal(kern_sync(kt_bodies[b]), STATUS_OK);
+            assert_memory_equal(kern_buf_host(out), want, sizeof want);
+        }
+        kern_buf_destroy(in);
+        kern_buf_destroy(out);
+    }
+    free(x);
+}
+
 static void test_argmax(void **state)
 {
     float x[4][19];
@@ -328,6 +354,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_against_reference),
         cmocka_unit_test(test_argmax),
+        cmocka_unit_test(test_argmax_of_long_rows),
         cmocka_unit_test(test_half_formats),
         cmocka_unit_test(test_opening),
         cmocka_unit_test(test_memory),

@@ -8,6 +8,7 @@
 #include "node/model/rope.h"
 #include "node/model/safetensors.h"
 #include "node/model/shard.h"
+#include "node/model/stages.h"
 #include "node/model/tensor.h"
 #include "tests/unit/model_fixture.h"
 
@@ -390,6 +391,54 @@ static void test_plans(void **state)
                  "no rank (0, 2)");
 }
 
+// Layers of each stage.
+static void expect_stages(const struct model_config *c, int stages, const int *layers)
+{
+    int first[LIMIT_STAGES + 1];
+    model_stages(c, stages, first);
+    assert_int_equal(first[0], 0);
+    assert_int_equal(first[stages], c->layers);
+    for (int s = 0; s < stages; s++)
+        assert_int_equal(first[s + 1] - first[s], layers[s]);
+}
+
+static void test_stages(void **state)
+{
+    struct model_config c;
+    struct errmsg e = {0};
+    // The head weighs as much as 2.4 of Llama-8B's layers: 9 of four stages is the least.
+    assert_int_equal(model_config_load_file("configs/models/r1-distill-llama-8b.json", &c, &e),
+                     STATUS_OK);
+    expect_stages(&c, 1, (const int[]){32});
+    expect_stages(&c, 2, (const int[]){17, 15});
+    expect_stages(&c, 4, (const int[]){9, 8, 9, 6});
+    expect_stages(&c, 32, (const int[]){1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1,
+                                        1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1});
+    // Three of V3's layers are dense and light.
+    assert_int_equal(model_config_load_file("configs/models/deepseek-v3.json", &c, &e), STATUS_OK);
+    expect_stages(&c, 2, (const int[]){32, 29});
+    expect_stages(&c, 4, (const int[]){17, 15, 15, 14});
+}
+
+// However it is asked: every stage has a layer, none more than the least that the heaviest needs.
+static void test_stages_of_any_shape(void **state)
+{
+    struct model_config c =
+        good_config("{" ARCH("Qwen2ForCausalLM") ",\"vocab_size\":513,\"hidden_size\":96,"
+                                                 "\"intermediate_size\":100,\"num_hidden_layers\":"
+                                                 "7,\"num_attention_heads\":8,"
+                                                 "\"num_key_value_heads\":2}");
+    for (c.vocab = 2; c.vocab < 1 << 20; c.vocab *= 3)
+        for (c.layers = 1; c.layers < 70; c.layers++)
+            for (int stages = 1; stages <= c.layers && stages <= LIMIT_STAGES; stages++) {
+                int first[LIMIT_STAGES + 1];
+                model_stages(&c, stages, first);
+                assert_true(first[0] == 0 && first[stages] == c.layers);
+                for (int s = 0; s < stages; s++)
+                    assert_true(first[s] < first[s + 1]);
+            }
+}
+
 static enum status open_shard(struct errmsg *e)
 {
     struct kern *k = NULL;
@@ -513,6 +562,8 @@ int main(void)
         cmocka_unit_test(test_sharded),       cmocka_unit_test(test_defaults),
         cmocka_unit_test(test_rope_names),    cmocka_unit_test(test_rope_tables),
         cmocka_unit_test(test_bad_configs),   cmocka_unit_test(test_plans),
+   cmocka_unit_test(test_stages),
+   cmocka_unit_test(test_stages_of_any_shape),
         cmocka_unit_test(test_wrong_tensors), cmocka_unit_test(test_cut_short),
     };
     return cmocka_run_group_tests_name("unit/model_files", tests, make_dir, remove_dir);

@@ -29,13 +29,13 @@ check() { # NAME COMMAND...: runs a test, keeps its log
 }
 
 mkdir -p "$out/json"
-for t in rows linear moe attn; do
+for t in rows linear moe attn fused fill; do
     HADAL_KERN_BODY=cuda check "kern-$t" "$build/tests/kern/test_kern_$t"
 done
 check model "$build/tests/kern/test_kern_cuda_model"
 grep -h "relative error" "$out/model.log"
 if [ "${SANITIZE:-yes}" = yes ]; then
-    for t in rows linear moe attn; do
+    for t in rows linear moe attn fused fill; do
         HADAL_KERN_BODY=cuda check "memcheck-$t" compute-sanitizer --tool memcheck --error-exitcode 9 \
             "$build/tests/kern/test_kern_$t"
         HADAL_KERN_BODY=cuda check "racecheck-$t" compute-sanitizer --tool racecheck --error-exitcode 9 \

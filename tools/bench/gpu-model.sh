@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Whole models on one GPU: the sample model's answers in each precision, then published sizes with random
-# weights: decoding at each batch and context that fits, prefill, reading a checkpoint, and from `hadal up`
-# to `ready`; every figure beside the limit measured in the same process. They go to OUT/gpu-model.csv.
+# weights: decoding at each batch and context that fits, prefill, reading a checkpoint, and a service from
+# `hadal up` to 64 streams; every figure beside the limit measured in the same process. They go to
+# OUT/gpu-model.csv.
 #
 #   tools/bench/gpu-model.sh HADAL OUT       HADAL: the program, its module beside it or in HADAL_CUDA_MODULE
 #   STEPS=16 BATCHES=1,8 CONTEXTS=1024 ...   less of it
@@ -59,21 +60,37 @@ if [ "${V3:-yes}" = yes ] && [ "${memory:-0}" -gt 120000 ]; then
         --batch "$batches" --context "$contexts" --steps "$steps"
 fi
 
-# Seconds from `hadal up` to `ready`, with the checkpoint in the page cache.
-ready() {
-    local up begin
+# From `hadal up` to `ready`, with the checkpoint in the page cache; then the whole service under 64
+# streams, beside the engine alone at that batch and the context in the middle of an answer.
+service() { # MODEL_DIR
+    local up begin rc=1 streams=${STREAMS:-64} tokens=${TOKENS:-256} alone
     begin=$(date +%s%N)
-    "$hadal" up --model "$1" --backend "$backend" --context 4096 --http 0 >"$work/up" 2>"$work/up.log" &
+    "$hadal" up --model "$1" --backend "$backend" --max-seqs "$streams" --max-rows 2048 --context 2048 \
+        --kv-tokens 65536 --http 0 >"$work/up" 2>"$work/up.log" &
     up=$!
     for _ in $(seq 600); do
         grep -q '^ready' "$work/up" && break
         kill -0 $up 2>/dev/null || break
         sleep 0.05
     done
-    grep -q '^ready' "$work/up" || tail -5 "$work/up.log"
-    grep -q '^ready' "$work/up" && line "up, one replica" "until ready" $((($(date +%s%N) - begin) / 1000000)) ms
-    local rc=$?
-    kill -INT $up && wait $up && return $rc
+    if grep -q '^ready' "$work/up"; then
+        line "up, one replica" "until ready" $((($(date +%s%N) - begin) / 1000000)) ms
+        "$hadal" load --url "$(cut -d' ' -f2 "$work/up")" --concurrency "$streams" --requests $((4 * streams)) \
+            --max-tokens "$tokens" --quiet --json "$work/load.json" && rc=0
+    else
+        tail -5 "$work/up.log"
+    fi
+    kill -INT $up && wait $up || rc=1
+    [ $rc = 0 ] || return 1
+    alone=$("$hadal" bench decode --model "$1" --backend "$backend" --batch "$streams" --context $((20 + tokens / 2)) \
+        --steps 32 --json) || return 1
+    python3 - "$work/load.json" "$streams" "$alone" >>"$lines" <<'PY'
+import json, sys
+served = json.load(open(sys.argv[1]))["tokens_per_s"]
+engine = next(f["value"] for f in map(json.loads, sys.argv[3].splitlines()) if f["metric"] == "throughput")
+print(json.dumps({"case": f"service over HTTP, {sys.argv[2]} streams", "metric": "throughput", "value": served, "unit": "token/s",
+                  "limit": "the engine alone at that batch", "limit_value": engine, "share": served / engine}))
+PY
 }
 if [ "${LOAD:-yes}" = yes ]; then
     checkpoint=${CHECKPOINT:-$work/deepseek-v2-lite}
@@ -82,7 +99,7 @@ if [ "${LOAD:-yes}" = yes ]; then
             --to bf16 --out "$checkpoint" || failed=1
     figures load --model "$checkpoint" --steps 3
     [ -f "$checkpoint/tokenizer.json" ] || cp models/sample/tokenizer*.json "$checkpoint"
-    ready "$checkpoint" || failed=1
+    service "$checkpoint" || failed=1
 fi
 
 machine=${MACHINE:-$(nvidia-smi --query-gpu=name,driver_version --format=csv,noheader | head -1 | tr ',' ' ')}
