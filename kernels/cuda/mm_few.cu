@@ -6,6 +6,7 @@
 #include "kernels/cuda/mm_few.h"
 
 struct few_tune few_tune;
+enum { FEW_SUMS_BYTES = 32 << 10 }; // of shared memory for the sums of down
 
 // ---- the device
 
@@ -138,27 +139,32 @@ static cudaError_t few_lay(few *m, const struct cuda_matrix *w, int r, few_geome
                                       few_pieces_max(*m) * (int)sizeof(few_piece) +
                                       (m->first ? 0 : m->n * m->topk * 4)
                                 : 0;
-    const int sums = g->op == FEW_DOWN ? m->n * r * 4 : 0,
-              budget = few_tune.smem ? few_tune.smem : FEW_SMEM;
-    const int scales = 32 * FEW_STAGES_MAX,
-              fixed = plan + sums + scales + (int)sizeof(few_bars) + 64;
+    const bool tile = m->x_rows <= FEW_X_TILE;
+    const int sums = g->op == FEW_DOWN ? m->n * r * 4 : 0;
+    const int scales = 32 * FEW_STAGES_MAX + (tile ? 16 * FEW_X_TILE * FEW_STAGES_MAX : 0);
+    const int fixed = plan + sums + scales + (int)sizeof(few_bars) + 64;
+    const int room = at_least((few_tune.smem ? few_tune.smem : FEW_SMEM) - fixed, 0);
     g->r = r;
-    m->stage_subs = few_tune.stage_subs && w->type != CUDA_W_FP8 ? few_tune.stage_subs
-                    : w->type == CUDA_W_FP8 || m->x_rows <= 16   ? 4
-                                                                 : 2;
+    m->stage_subs = tile || w->type == CUDA_W_FP8 || m->x_rows <= 16 ? 4 : 2;
     const int w_stage = r * FEW_SUB * m->stage_subs;
-    const int x_stage = m->x_rows * (m->stage_subs * FEW_SUB + FEW_X_PAD);
-    const int room = at_least(budget - fixed, 0);
-    m->x_stages = few_tune.x_stages ? few_tune.x_stages
-                                    : at_least(at_most(room * 2 / 5 / x_stage, FEW_STAGES_MAX), 3);
-    m->w_stages = few_tune.w_stages ? few_tune.w_stages
-                                    : at_least((room - m->x_stages * x_stage) / w_stage, 2);
+    const int x_stage = tile ? FEW_X_TILE * FEW_SUB * m->stage_subs
+                             : m->x_rows * (m->stage_subs * FEW_SUB + FEW_X_PAD);
+    m->x_stages = tile ? 6 : at_least(at_most(room * 2 / 5 / x_stage, FEW_STAGES_MAX), 3);
+    m->w_stages = at_least((room - m->x_stages * x_stage) / w_stage, tile ? 3 : 2);
     m->w_stages = at_most(m->w_stages, FEW_STAGES_MAX);
-    m->x_stages = at_most(m->x_stages, m->w_stages);
-    m->at_x = m->w_stages * w_stage + scales;
-    m->at_sums = m->at_x + m->x_stages * x_stage;
+    if (m->choices == 0) { // no room for more stages than a block has
+        int units = (m->units + g->blocks - 1) / g->blocks;
+        m->w_stages = at_most(m->w_stages, units * ((m->subs + m->stage_subs - 1) / m->stage_subs));
+    }
+    m->x_stages = at_most(m->x_stages, at_least(m->w_stages, 3));
+    m->at_x = m->w_stages * w_stage;
+    m->at_ws = (m->at_x + m->x_stages * x_stage + 15) / 16 * 16;
+    m->at_xs = m->at_ws + 32 * FEW_STAGES_MAX;
+    m->at_sums = m->at_ws + scales;
     m->at_plan = (m->at_sums + sums + 15) / 16 * 16 + (int)sizeof(few_bars);
     g->smem = (m->at_plan + plan + 15) / 16 * 16;
+    if (tile) // wgmma reads 64 rows of x whatever the tile has: memory must be there
+        g->smem = at_least(g->smem, m->at_ws + (FEW_X_MOST - FEW_X_TILE) * FEW_SUB);
     return g->smem <= FEW_SMEM_MAX ? cudaSuccess : cudaErrorInvalidValue;
 }
 
@@ -183,25 +189,39 @@ static cudaError_t few_go(cudaStream_t s, few *m, const struct cuda_matrix *w, c
     return cudaErrorInvalidValue;
 }
 
+// Nanoseconds of a step of a chain (32 bytes of every row), measured on an H100: how fast a block
+// multiplies what lies there.
+static double few_step(const struct cuda_matrix *w, int r, int parts, int n)
+{
+    const bool fp8 = w->type == CUDA_W_FP8, wide = r == 64;
+    if (n <= FEW_X_TILE)
+        return (fp8 ? (wide ? 38 : 30) : (wide ? 31 : 21)) + (parts == 2 ? 7 : 0);
+    const double own = (fp8 ? (wide ? 41 : 34) : (wide ? 54 : 34)) + (parts == 2 ? 7 : 0),
+                 x = 0.9 * n;
+    return own > x ? own : x;
+}
+
 // Rows of W per unit, by what a block then takes in all: rounds of units, each as long as its bytes
-// of W at this multiprocessor's share of the memory's rate, its bytes of W and x at what it gets
-// from L2, or its chain of steps, and some more until its sums are out. Times in nanoseconds,
-// measured on an H100.
-static int few_rows(const few_device &d, const struct cuda_matrix *w, int parts, size_t matrices,
-                    int n)
+// of W at its share of the memory's rate, its bytes of W and x at what it gets from L2, or its
+// chain; and about a microsecond until its sums are out. Nanoseconds and bytes per nanosecond.
+static int few_unit_rows(const few_device &d, const struct cuda_matrix *w, int parts,
+                         size_t matrices, int n)
 {
     if (few_tune.r)
         return few_tune.r;
-    const double row = (double)w->cols * few_width(w->type), steps = row / 32;
+    const double row = (double)w->cols * few_width(w->type);
     const size_t rows = (size_t)w->rows * parts;
     int best = 0;
     double least = 0;
     for (int r = parts == 1 ? 8 : 16; r <= 64; r *= 2) {
         size_t units = (rows + r - 1) / r * matrices, rounds = (units + d.sms - 1) / d.sms;
-        double unit = steps * (r == 64 ? 50 : 33), dram = r * row / 22, l2 = (r + n) * row / 60;
-        unit = unit > dram ? unit : dram;
+        double alone = units < (size_t)d.sms ? (double)d.sms / units : 1; // others leave it more
+        double chain = row / 32 * few_step(w, r, parts, n), l2 = (r + n) * row / 45;
+        double dram = r * row / (22 * (alone < 2 ? alone : 2));
+        double unit = chain > dram ? chain : dram;
         unit = unit > l2 ? unit : l2;
-        double all = rounds * (unit + 300);
+        // 64 rows leave the ring few stages.
+        double all = rounds * (unit + 1000) * (r == 64 && n <= FEW_X_TILE ? 1.1 : 1);
         if (!best || all < 0.97 * least) {
             best = r;
             least = all;
@@ -230,7 +250,7 @@ cudaError_t cuda_matmul_few(cudaStream_t s, const struct cuda_matmul *a)
         !few_set_x(&m, &a->w, {a->x, a->x_ld, a->xq, a->xq_ld, a->xs, a->xs_ld}))
         return cudaErrorInvalidValue;
     few_geometry g = {gated ? FEW_GATED : FEW_PLAIN, 0, 0, 0, d.id};
-    int r = few_rows(d, &a->w, gated ? 2 : 1, a->heads, a->n), step = gated ? r / 2 : r;
+    int r = few_unit_rows(d, &a->w, gated ? 2 : 1, a->heads, a->n), step = gated ? r / 2 : r;
     few_set_w(&m, &a->w, a->scales_up);
     m.x_head = a->x_head * 2;
     m.out = a->out;
@@ -244,8 +264,8 @@ cudaError_t cuda_matmul_few(cudaStream_t s, const struct cuda_matmul *a)
     m.n = m.x_rows = a->n;
     m.tiles = (a->w.rows + step - 1) / step;
     m.units = m.tiles * a->heads;
-    e = few_lay(&m, &a->w, r, &g);
     g.blocks = at_most(m.units, few_tune.blocks ? few_tune.blocks : d.sms);
+    e = few_lay(&m, &a->w, r, &g);
     return e == cudaSuccess ? few_go(s, &m, &a->w, a->w_up, &g) : e;
 }
 
@@ -302,7 +322,7 @@ cudaError_t cuda_experts_gate_up_few(cudaStream_t s, const struct cuda_experts_g
         !few_set_x(&m, &a->w, {a->x, a->x_ld, a->xq, a->xq_ld, a->xs, a->xs_ld}))
         return cudaErrorInvalidValue;
     few_geometry g = {FEW_GATED, 0, 0, 0, d.id};
-    int r = few_rows(d, &a->w, 2, at_most(a->e.n * m.topk, m.experts) + m.always, m.x_rows);
+    int r = few_unit_rows(d, &a->w, 2, at_most(a->e.n * m.topk, m.experts) + m.always, m.x_rows);
     few_set_w(&m, &a->w, a->scales_up);
     m.out = a->out;
     m.out_bf16 = 1;
@@ -330,7 +350,9 @@ cudaError_t cuda_experts_down_few(cudaStream_t s, const struct cuda_experts_down
         !few_set_x(&m, &a->w, {a->h, a->h_ld, a->hq, a->hq_ld, a->hs, a->hs_ld}))
         return cudaErrorInvalidValue;
     few_geometry g = {FEW_DOWN, 0, 0, 0, d.id};
-    int r = at_most(few_rows(d, &a->w, 1, 1, m.x_rows), 32);
+    int r = at_most(few_unit_rows(d, &a->w, 1, 1, m.x_rows), 32);
+    while (r > 8 && m.n * r * 4 > FEW_SUMS_BYTES)
+        r /= 2;
     few_set_w(&m, &a->w, NULL);
     m.out = a->out;
     m.out_ld = a->out_ld;

@@ -16,7 +16,7 @@ struct few_geometry {
 
 // 0 = chosen. For measurements.
 struct few_tune {
-    int r, stage_subs, w_stages, x_stages, blocks, smem, keep;
+    int r, blocks, smem, keep;
 };
 extern struct few_tune few_tune;
 

@@ -1,7 +1,7 @@
 // The few-row kernel: what is done with a job's sums, and the roles of warps.
 #pragma once
 
-#include "kernels/cuda/mm_few_product.cuh"
+#include "kernels/cuda/mm_few_rows.cuh"
 
 // ---- epilogues
 
@@ -31,9 +31,9 @@ static __device__ __forceinline__ void few_store(const few &m, size_t at, few_pa
 }
 
 // Plain and gated: what is added is read before the product, so that its latency is not seen.
-template <mm_kind KIND, int R, few_op OP>
-static __device__ __forceinline__ void few_job_out(const few &m, const few_plan &p,
-                                                   const few_job &j, few_product<KIND, R, OP> *prod)
+template <mm_kind KIND, int R, few_op OP, few_form FORM>
+static __device__ __forceinline__ void
+few_job_out(const few &m, const few_plan &p, const few_job &j, few_product<KIND, R, OP, FORM> *prod)
 {
     using shape = few_shape<KIND, R, OP>;
     constexpr int PARTS = shape::PARTS, N = shape::N;
@@ -106,9 +106,9 @@ static __device__ __forceinline__ void few_sync_sums()
 }
 
 // down: a tile's sums over all experts stay in shared memory, [n][R].
-template <mm_kind KIND, int R>
+template <mm_kind KIND, int R, few_form FORM>
 static __device__ void few_down(const few &m, const few_plan &p,
-                                few_product<KIND, R, FEW_DOWN> *prod)
+                                few_product<KIND, R, FEW_DOWN, FORM> *prod)
 {
     float *sum = (float *)(few_smem + m.at_sums);
     const int warp = threadIdx.x / 32, lane = threadIdx.x & 31;
@@ -174,22 +174,23 @@ static __device__ void few_down(const few &m, const few_plan &p,
 
 // ---- the kernel
 
-static __device__ __forceinline__ void few_init_bars(const few &m, few_bars *b)
+static __device__ __forceinline__ void few_init_bars(const few &m, few_bars *b, int x_arrivals)
 {
     for (int i = 0; i < m.w_stages; i++) {
         mbar_init(smem_at(&b->w_full[i]), 1);
         mbar_init(smem_at(&b->w_empty[i]), 4);
     }
     for (int i = 0; i < m.x_stages; i++) {
-        mbar_init(smem_at(&b->x_full[i]), 32 * FEW_X_WARPS);
+        mbar_init(smem_at(&b->x_full[i]), x_arrivals);
         mbar_init(smem_at(&b->x_empty[i]), 4);
     }
     b->zeros = make_uint4(0, 0, 0, 0);
     mbar_init_done();
 }
 
-template <mm_kind KIND, int R, few_op OP>
-static __global__ void __launch_bounds__(FEW_THREADS, 1) few_kernel(const __grid_constant__ few m)
+template <mm_kind KIND, int R, few_op OP, few_form FORM>
+static __global__ void __launch_bounds__(few_threads(FORM), 1)
+    few_kernel(const __grid_constant__ few m)
 {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL // elsewhere few_device_get says no before it is launched
     few_bars *b = (few_bars *)(few_smem + m.at_plan) - 1;
@@ -201,7 +202,7 @@ static __global__ void __launch_bounds__(FEW_THREADS, 1) few_kernel(const __grid
         tensor_prefetch(&m.w);
         if (OP == FEW_GATED)
             tensor_prefetch(&m.w_up);
-        few_init_bars(m, b);
+        few_init_bars(m, b, 32 * few_x_warps(FORM));
         // Without a plan only the always chosen experts are known.
         if (m.choices == 0 || (OP == FEW_GATED && !m.ready))
             few_stream_w<KIND, R, OP>(m, plan, bars, &stream, m.w_stages);
@@ -221,16 +222,16 @@ static __global__ void __launch_bounds__(FEW_THREADS, 1) few_kernel(const __grid
     pdl_wait();
     if (warp >= FEW_X_WARP) {
         pdl_launch();
-        few_stream_x<KIND, OP>(m, plan, bars);
+        few_stream_x<KIND, OP, FORM>(m, plan, bars);
         return;
     }
-    few_product<KIND, R, OP> prod = {m, bars, {0, 0, m.w_stages}, {0, 0, m.x_stages}};
+    few_product<KIND, R, OP, FORM> prod = {m, bars, {0, 0, m.w_stages}, {0, 0, m.x_stages}};
     if constexpr (OP == FEW_DOWN) {
-        few_down<KIND, R>(m, plan, &prod);
+        few_down<KIND, R, FORM>(m, plan, &prod);
     } else {
         few_job j;
         for (int i = 0; few_take<OP>(m, plan, i, &j); i++)
-            few_job_out<KIND, R, OP>(m, plan, j, &prod);
+            few_job_out<KIND, R, OP, FORM>(m, plan, j, &prod);
     }
 #endif
 }

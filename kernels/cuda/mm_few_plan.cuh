@@ -102,11 +102,11 @@ static __device__ void few_make_plan(const few &m, few_plan *p)
 {
     few_plan_memory *s = (few_plan_memory *)(few_smem + m.at_plan);
     int *pairs = (int *)(s->pieces + few_pieces_max(m)), n = m.n * m.topk;
-    for (int e = threadIdx.x; e < m.experts; e += FEW_THREADS)
+    for (int e = threadIdx.x; e < m.experts; e += blockDim.x)
         s->first[e] = m.first ? m.first[e + 1] - m.first[e] : 0;
     if (!m.first) {
         __syncthreads();
-        for (int i = threadIdx.x; i < n; i += FEW_THREADS) {
+        for (int i = threadIdx.x; i < n; i += blockDim.x) {
             int e = m.ids[i];
             if ((unsigned)e < (unsigned)m.experts)
                 atomicAdd(&s->first[e], 1);
@@ -117,7 +117,7 @@ static __device__ void few_make_plan(const few &m, few_plan *p)
         few_cut(m, s);
     __syncthreads();
     if (!m.first) {
-        for (int i = threadIdx.x; i < n; i += FEW_THREADS) {
+        for (int i = threadIdx.x; i < n; i += blockDim.x) {
             int e = m.ids[i];
             if ((unsigned)e < (unsigned)m.experts)
                 pairs[atomicAdd(&s->first[e], 1)] = i / m.topk * m.choices + i % m.topk;

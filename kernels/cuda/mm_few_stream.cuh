@@ -65,7 +65,7 @@ static __device__ void few_stream_w(const few &m, const few_plan &p, uint32_t ba
             if (OP == FEW_GATED)
                 tensor_load(to + w_bytes / 2, &m.w_up, at, bar, policy);
             if (KIND == MM_FP8) {
-                uint32_t scales = smem_at(few_smem + m.at_x) - 32 * (s->ring.slot + 1);
+                uint32_t scales = smem_at(few_smem + m.at_ws) + 32 * s->ring.slot;
                 size_t from =
                     j.matrix * m.stack_scales + row0 / CUDA_MM_BLOCK * m.scales_ld + (sub & ~3u);
                 bulk_load(scales, m.scales + from, 16, bar);
@@ -81,51 +81,92 @@ static __device__ void few_stream_w(const few &m, const few_plan &p, uint32_t ba
     }
 }
 
-// Streams x, by two warps that take turns at rows: lane l knows where rows l and l + 32 lie, and a
-// warp copies row after row, 16 bytes a lane. (A bulk copy per row would take 65 clocks of the copy
-// engine.)
-template <mm_kind KIND, few_op OP>
-static __device__ void few_stream_x(const few &m, const few_plan &p, uint32_t bars)
+// Where a stage's rows of x lie.
+template <few_form FORM> struct few_x_place {
+    static __device__ __forceinline__ int pitch(const few &m) // of rows
+    {
+        return FORM == FEW_TILE ? FEW_SUB : m.stage_subs * FEW_SUB + FEW_X_PAD;
+    }
+    static __device__ __forceinline__ int stage(const few &m)
+    {
+        return FORM == FEW_TILE ? FEW_X_TILE * m.stage_subs * FEW_SUB : m.x_rows * pitch(m);
+    }
+    // 16 bytes of a row.
+    static __device__ __forceinline__ int at(const few &m, int row, int piece)
+    {
+        return FORM == FEW_TILE
+                   ? piece / 8 * (FEW_X_TILE * FEW_SUB) + row * FEW_SUB + ((piece ^ row) & 7) * 16
+                   : row * pitch(m) + piece * 16;
+    }
+    // FP8: offset in shared memory of the four scales of a row of a stage.
+    static __device__ __forceinline__ int scales(const few &m, int slot, int row)
+    {
+        return FORM == FEW_TILE ? m.at_xs + (slot * FEW_X_TILE + row) * 16
+                                : m.at_x + (slot * m.x_rows + row + 1) * pitch(m) - FEW_X_PAD;
+    }
+};
+
+// The rows of x of a job: lane l knows where rows l and l + 32 lie.
+struct few_x_rows {
+    uint32_t row[2];
+    int n;
+};
+
+// A stage's rows one by one: the warps take turns at them and copy 16 bytes a lane. (A bulk copy
+// per row takes 65 clocks of the copy engine, and its tensors fetch rows beyond the last from one
+// line of L2.)
+template <few_form FORM>
+static __device__ __forceinline__ void few_copy_rows(const few &m, const few_x_rows &rows,
+                                                     const char *x, uint32_t to, int left)
 {
     const int lane = threadIdx.x & 31, warp = threadIdx.x / 32 - FEW_X_WARP;
-    const int run = m.stage_subs * FEW_SUB, pitch = run + FEW_X_PAD;
-    const int per_row = run / 16, at_once = 32 / per_row; // lanes and rows of one instruction
-    const int byte = lane % per_row * 16, row0 = (lane / per_row) + warp * at_once;
+    const int per_row = m.stage_subs * FEW_SUB / 16, at_once = 32 / per_row; // lanes, rows
+    const int piece = lane % per_row, step = few_x_warps(FORM) * at_once;
+    const int some = max(0, min(16, left - piece * 16));
+    for (int r = warp * at_once; r < rows.n; r += FEW_X_BATCH * step) {
+        const char *from[FEW_X_BATCH];
+        int at[FEW_X_BATCH];
+#pragma unroll
+        for (int k = 0; k < FEW_X_BATCH; k++) { // a row beyond the last repeats it
+            at[k] = min(r + k * step + lane / per_row, rows.n - 1);
+            uint32_t low = __shfl_sync(~0u, rows.row[0], at[k] & 31);
+            uint32_t high = __shfl_sync(~0u, rows.row[1], at[k] & 31);
+            from[k] = x + (size_t)(at[k] < 32 ? low : high) * m.x_row + piece * 16;
+        }
+#pragma unroll
+        for (int k = 0; k < FEW_X_BATCH; k++)
+            if (r + k * step < rows.n)
+                async_load(to + few_x_place<FORM>::at(m, at[k], piece), some ? from[k] : m.x, some);
+    }
+}
+
+// Streams x, by few_x_warps warps.
+template <mm_kind KIND, few_op OP, few_form FORM>
+static __device__ void few_stream_x(const few &m, const few_plan &p, uint32_t bars)
+{
+    using place = few_x_place<FORM>;
+    const int lane = threadIdx.x & 31, warp = threadIdx.x / 32 - FEW_X_WARP;
     const uint32_t x_full = bars + offsetof(few_bars, x_full);
     const uint32_t x_empty = bars + offsetof(few_bars, x_empty);
     few_ring ring = {0, 0, m.x_stages};
     few_job j;
     for (int i = 0; few_take<OP>(m, p, i, &j); i++) {
-        uint32_t row[2];
+        few_x_rows rows = {{0, 0}, j.n};
 #pragma unroll
         for (int k = 0; k < 2; k++) {
-            row[k] = few_row(m, p, j, min(lane + 32 * k, j.n - 1));
+            rows.row[k] = few_row(m, p, j, min(lane + 32 * k, j.n - 1));
             if (m.choices && OP != FEW_DOWN)
-                row[k] /= m.choices;
+                rows.row[k] /= m.choices;
         }
-        const char *x = m.x + (m.choices ? 0 : j.matrix * m.x_head) + byte;
-        for (int sub = 0; sub < m.subs; sub += m.stage_subs, x += run) {
-            const uint32_t to = smem_at(few_smem + m.at_x) + ring.slot * m.x_rows * pitch;
-            const int some = max(0, min(16, m.row_bytes - sub * FEW_SUB - byte));
+        const char *x = m.x + (m.choices ? 0 : j.matrix * m.x_head);
+        for (int sub = 0; sub < m.subs; sub += m.stage_subs) {
             ring.wait_empty(x_empty);
-            for (int r = 0; r < j.n; r += FEW_X_BATCH * FEW_X_WARPS * at_once) {
-                const char *from[FEW_X_BATCH];
-                int at[FEW_X_BATCH];
-#pragma unroll
-                for (int k = 0; k < FEW_X_BATCH; k++) { // those beyond the last repeat it
-                    at[k] = min(r + row0 + k * FEW_X_WARPS * at_once, j.n - 1);
-                    uint32_t low = __shfl_sync(~0u, row[0], at[k] & 31);
-                    uint32_t high = __shfl_sync(~0u, row[1], at[k] & 31);
-                    from[k] = x + (size_t)(at[k] < 32 ? low : high) * m.x_row;
-                }
-#pragma unroll
-                for (int k = 0; k < FEW_X_BATCH; k++)
-                    if (k * FEW_X_WARPS * at_once < j.n - r)
-                        async_load(to + at[k] * pitch + byte, from[k], some);
-            }
+            few_copy_rows<FORM>(m, rows, x + sub * FEW_SUB,
+                                smem_at(few_smem + m.at_x) + ring.slot * place::stage(m),
+                                m.row_bytes - sub * FEW_SUB);
             if (KIND == MM_FP8 && lane + 32 * warp < j.n)
-                async_load(to + (lane + 32 * warp + 1) * pitch - 16,
-                           m.xs + (warp ? row[1] : row[0]) * m.xs_ld + (sub & ~3), 16);
+                async_load(smem_at(few_smem + place::scales(m, ring.slot, lane + 32 * warp)),
+                           m.xs + (warp ? rows.row[1] : rows.row[0]) * m.xs_ld + (sub & ~3), 16);
             async_arrive(x_full + 8 * ring.slot);
             ring.next();
         }

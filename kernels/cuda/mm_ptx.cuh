@@ -127,13 +127,22 @@ template <int LEFT> static __device__ __forceinline__ void wgmma_wait()
 {
     asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(LEFT) : "memory");
 }
-// Operand B: rows of 128 bytes, swizzled by 128 bytes, groups of 8 rows 1024 bytes apart. The low half
-// of its descriptor; the high half is constant.
-static __device__ __forceinline__ uint32_t wgmma_b(uint32_t at)
+// A tile of rows of 128 bytes, swizzled by 128 bytes, groups of 8 rows 1024 bytes apart: the low half of
+// an operand's descriptor. 32 bytes along the rows are 2 more.
+static __device__ __forceinline__ uint32_t wgmma_tile(uint32_t at)
 {
     return (at & 0x3ffff) >> 4 | 1u << 16;
 }
-enum { WGMMA_B_HIGH = 1 << 30 | 1024 >> 4 };
+static __device__ __forceinline__ uint64_t wgmma_descriptor(uint32_t tile)
+{
+    return (uint64_t)(1u << 30 | 1024 >> 4) << 32 | tile;
+}
+// Shared memory that threads or plain asynchronous copies wrote, and that this thread knows complete, is
+// seen by the wgmmas it starts next.
+static __device__ __forceinline__ void wgmma_sees()
+{
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
 
 // ---- dependent launches
 

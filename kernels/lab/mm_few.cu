@@ -863,20 +863,17 @@ static void sweep()
     for (int n : {1, 16, 64})
         for (const dense_case &c : cases) {
             double bytes = 2.0 * c.rows * c.cols;
-            printf("-- %d x %d n %d: share of copy by r; stage_subs; smem KB\n", c.rows, c.cols, n);
-            for (int smem : {64, 112, 200}) {
-                for (int r : {8, 16, 32, 64})
-                    for (int subs : {2, 4}) {
-                        few_tune = {};
-                        few_tune.r = r;
-                        few_tune.stage_subs = subs;
-                        few_tune.smem = smem << 10;
-                        double us = dense_chain(CUDA_W_BF16, c, n, 5);
-                        printf(" r%d/%d/%d %.1f%%", r, subs, smem,
-                               100 * bytes / us / 1e3 / copy_rate);
-                    }
-                printf("\n");
-            }
+            printf("%d x %d n %d, share of copy by rows of a unit and KiB of shared memory:", c.rows,
+                   c.cols, n);
+            for (int smem : {64, 112, 200})
+                for (int r : {8, 16, 32, 64}) {
+                    few_tune = {};
+                    few_tune.r = r;
+                    few_tune.smem = smem << 10;
+                    double us = dense_chain(CUDA_W_BF16, c, n, 5);
+                    printf(" %d/%d %.1f%%", r, smem, 100 * bytes / us / 1e3 / copy_rate);
+                }
+            printf("\n");
         }
     few_tune = {};
 }
@@ -886,8 +883,8 @@ static void solo()
 {
     for (cuda_wtype t : {CUDA_W_BF16, CUDA_W_FP8}) {
         fill_pool(t);
-        for (int r : {8, 16, 32, 64})
-            for (int n : {1, 8, 16, 64}) {
+        for (int r : {16, 32, 64})
+            for (int n : {1, 16, 64}) {
                 double us[2];
                 for (int k = 0; k < 2; k++) {
                     dense_case c = {r, k ? 14336 : 2048, 1, false, false, false, true};
@@ -911,10 +908,63 @@ static void solo()
     few_tune = {};
 }
 
+// What a short run can show: the most important first.
+static void round_of_all()
+{
+    const dense_case checks[] = {
+        {2048, 2048, 1, false, false, true, false}, {129, 1000, 1, true, true, false, true},
+        {512, 128, 16, false, false, false, true},  {33, 40, 3, false, false, false, false},
+        {77, 328, 1, false, true, true, false},     {1100, 7168, 1, false, false, true, false},
+    };
+    const moe_case moes[] = {{1, 6, 64, 2, 2048, 1408}, {64, 6, 64, 2, 512, 256}, {9, 2, 3, 1, 72, 40}};
+    const dense_case o = {2048, 2048, 1, false, false, true, false};
+    const dense_case qkv = {3648, 2048, 1, false, false, false, true};
+    const dense_case down = {4096, 14336, 1, false, false, true, false};
+    const dense_case gate_up = {14336, 4096, 1, true, false, false, true};
+    const dense_case head = {102400, 2048, 1, false, false, false, false};
+    const dense_case q_a = {2112, 7168, 1, false, false, false, true};
+    const dense_case uk = {512, 128, 16, false, false, false, true};
+    const dense_case uv = {128, 512, 16, false, false, false, true};
+    for (cuda_wtype t : {CUDA_W_BF16, CUDA_W_FP8}) {
+        fill_pool(t);
+        for (const dense_case &c : checks)
+            if (c.heads == 1 || t == CUDA_W_BF16)
+                for (int n : {3, 64})
+                    check_dense(t, c, n);
+        for (const moe_case &c : moes)
+            check_moe(t, c);
+        printf("%d checks failed\n", failures);
+        for (int n : {1, 8, 64})
+            bench_layer(t, n);
+        for (int n : {1, 8, 16, 64}) {
+            bench_dense("V2-Lite o 2048x2048", t, o, n);
+            bench_dense("V2-Lite qkv 3648x2048", t, qkv, n);
+            bench_dense("Llama-8B down 4096x14336", t, down, n);
+            bench_dense("Llama-8B gate_up 28672x4096", t, gate_up, n);
+            bench_dense("V2-Lite lm_head 102400x2048", t, head, n);
+            bench_dense("V3/8 qkv_a 2112x7168", t, q_a, n);
+            if (t == CUDA_W_BF16) {
+                bench_dense("V2-Lite uk 16 x 512x128", t, uk, n);
+                bench_dense("V2-Lite uv 16 x 128x512", t, uv, n);
+            }
+        }
+        for (int n : {1, 8, 64, 256}) {
+            bench_moe("V2-Lite experts gate_up", {t, {n, 6, 64, 2, 2048, 1408}, true, false});
+            bench_moe("V2-Lite experts down", {t, {n, 6, 64, 2, 2048, 1408}, false, true});
+        }
+    }
+    for (int n : {1, 64})
+        bench_moe("V3/8 experts gate_up 256", {CUDA_W_FP8, {n, 8, 256, 1, 7168, 256}, true, false});
+    for (int n : {1, 64})
+        bench_moe("V3/8 experts down 896x2048", {CUDA_W_FP8, {n, 8, 256, 1, 896, 2048}, false, true});
+    solo();
+}
+
 int main(int argc, char **argv)
 {
     const char *what = argc > 1 ? argv[1] : "check";
-    setup(12);
+    setvbuf(stdout, NULL, _IOLBF, 0);
+    setup(10);
     struct cudaDeviceProp p;
     LAB(cudaGetDeviceProperties(&p, 0));
     printf("%s, copy %.0f GB/s\n", p.name, copy_rate);
@@ -922,6 +972,8 @@ int main(int argc, char **argv)
         check();
     else if (!strcmp(what, "bench"))
         bench();
+    else if (!strcmp(what, "round"))
+        round_of_all();
     else if (!strcmp(what, "solo"))
         solo();
     else if (!strcmp(what, "sweep"))

@@ -20,7 +20,7 @@ static __global__ void rs(long long *clocks, float *out)
 {
     typename sum_of<KIND>::type d[CHAINS][N / 2] = {};
     uint32_t a[4] = {threadIdx.x, 1, 2, 3};
-    uint32_t b = wgmma_b(smem_at(smem));
+    uint32_t b = wgmma_tile(smem_at(smem));
     __syncthreads();
     long long t = clock64();
     for (int i = 0; i < STEPS; i += GROUP) {
@@ -29,7 +29,7 @@ static __global__ void rs(long long *clocks, float *out)
         for (int k = 0; k < GROUP; k++)
 #pragma unroll
             for (int c = 0; c < CHAINS; c++)
-                mm_wgmma<N, KIND>::go(d[c], a, b + 2 * k, 1);
+                mm_wgmma_rows<N, KIND>::go(d[c], a, b + 2 * k, 1);
         wgmma_commit();
         wgmma_wait<1>();
     }
@@ -47,8 +47,7 @@ static __global__ void rs(long long *clocks, float *out)
 static __global__ void ss8(long long *clocks, float *out)
 {
     float d[4] = {};
-    const uint64_t high = (uint64_t)WGMMA_B_HIGH << 32;
-    uint64_t a = high | wgmma_b(smem_at(smem) + 8192), b = high | wgmma_b(smem_at(smem));
+        uint64_t a = wgmma_descriptor(wgmma_tile(smem_at(smem) + 8192)), b = wgmma_descriptor(wgmma_tile(smem_at(smem)));
     __syncthreads();
     long long t = clock64();
     for (int i = 0; i < STEPS; i += 4) {
