@@ -226,6 +226,18 @@ static __device__ __forceinline__ void multiply(const route &a, size_t row0, int
     }
 }
 
+// This block's weights on their way to L2 while the kernel before still runs: nobody read them since
+// the step before.
+static __device__ __forceinline__ void fetch_weights(const route &a)
+{
+    const int lines = (a.dim * 2 + 127) / 128;
+    for (int i = threadIdx.x; i < EXPERTS * lines; i += NORM_THREADS) {
+        int e = min((int)blockIdx.x * EXPERTS + i / lines, a.experts - 1);
+        const uint16_t *p = a.w + (size_t)e * a.ld + i % lines * 64;
+        asm volatile("prefetch.global.L2 [%0];" ::"l"(p));
+    }
+}
+
 static __global__ void __launch_bounds__(NORM_THREADS) route_rows(const __grid_constant__ route a)
 {
     __shared__ float sums[NORM_WARPS * ROWS], factor[ROWS];
@@ -234,6 +246,8 @@ static __global__ void __launch_bounds__(NORM_THREADS) route_rows(const __grid_c
     __shared__ bool last;
     size_t row0 = blockIdx.y * (size_t)ROWS;
     int n = min((int)ROWS, a.n - (int)row0), warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    if (blockIdx.y == 0)
+        fetch_weights(a);
     pdl_take_over();
     normalise(a, row0, n, sums, factor);
     int run = (a.dim / STEP + NORM_WARPS - 1) / NORM_WARPS * STEP;
