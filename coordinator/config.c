@@ -30,6 +30,8 @@ struct yaml {
     int64_t *replicas, *stages, *tensor;
     int64_t *heartbeat_ms, *heartbeat_timeout_ms, *hang_ms, *warmup_timeout_ms;
     int64_t *queue_limit, *default_deadline_ms, *grace_ms, *retention_ms, *retain_limit;
+    char *store, *name, *cluster, *advertise, *copies;
+    int64_t *lease_ms;
     char *probe_prompt;
     int64_t *probe_interval_ms, *probe_timeout_ms, *probe_failures, *probe_tokens;
     int64_t *quarantine_ms, *quarantine_percent, *trial_ms, *flap_limit, *slow_ms, *slow_factor;
@@ -95,6 +97,12 @@ static const cyaml_schema_field_t fields[] = {
     NUMBER(grace_ms),
     NUMBER(retention_ms),
     NUMBER(retain_limit),
+    TEXT(store),
+    TEXT(name),
+    TEXT(cluster),
+    TEXT(advertise),
+    TEXT(copies),
+    NUMBER(lease_ms),
     TEXT(probe_prompt),
     NUMBER(probe_interval_ms),
     NUMBER(probe_timeout_ms),
@@ -136,6 +144,10 @@ void coordinator_config_default(struct coordinator_config *c)
         .model = mem_strdup("models/sample"),
         .probe_prompt = mem_strdup("One, two, three, four, five, six"),
         .probe_interval_ms = 30 * 1000,
+        .name = mem_strdup("coordinator"),
+        .cluster = mem_strdup("main"),
+        .copies = COPY_SYNC,
+        .lease_ms = 3000,
         .http_connections = 8192,
         .rpc_connections = 8192,
         .idle_ms = 75 * 1000,
@@ -196,6 +208,7 @@ static enum status take_numbers(const char *path, const struct yaml *y,
         {"grace_ms", y->grace_ms, &c->core.grace_ms, 0, day},
         {"retention_ms", y->retention_ms, &c->core.retention_ms, 0, day},
         {"retain_limit", y->retain_limit, &c->core.retain_limit, 0, 1 << 20},
+        {"lease_ms", y->lease_ms, &c->lease_ms, 1000, 600000},
         {"probe_interval_ms", y->probe_interval_ms, &c->probe_interval_ms, 0, day},
         {"probe_timeout_ms", y->probe_timeout_ms, &c->core.probe_timeout_ms, 100, day},
         {"probe_failures", y->probe_failures, &c->core.probe_failures, 1, 100},
@@ -303,6 +316,27 @@ static enum status take_transport(const char *path, const char *name, enum trans
                       "%s: transport: '%s' is none of auto, shm, tcp, verbs", path, name);
 }
 
+static enum status take_copies(const char *path, const char *name, enum copy_mode *out,
+                               struct errmsg *err)
+{
+    static const char *const names[] = {"off", "async", "sync"};
+    if (!name)
+        return STATUS_OK;
+    for (int i = 0; i <= COPY_SYNC; i++)
+        if (!strcmp(name, names[i])) {
+            *out = (enum copy_mode)i;
+            return STATUS_OK;
+        }
+    return errmsg_set(err, STATUS_BAD_CONFIG, "%s: copies: '%s' is none of sync, async, off", path,
+                      name);
+}
+
+static bool name_ok(const char *s)
+{
+    size_t n = strspn(s, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-");
+    return n > 0 && n < LIMIT_NAME && !s[n];
+}
+
 enum status coordinator_config_load(const char *path, struct coordinator_config *c,
                                     struct errmsg *err)
 {
@@ -319,11 +353,17 @@ enum status coordinator_config_load(const char *path, struct coordinator_config 
         replace(&next.model, y->model);
         replace(&next.model_name, y->model_name);
         replace(&next.probe_prompt, y->probe_prompt);
+        replace(&next.store, y->store);
+        replace(&next.name, y->name);
+        replace(&next.cluster, y->cluster);
+        replace(&next.advertise, y->advertise);
         s = take_transport(path, y->transport, &next.core.transport, err);
         if (!s)
             s = take_numbers(path, y, &next, err);
         if (!s)
             s = take_tenants(path, y, &next, err);
+        if (!s)
+            s = take_copies(path, y->copies, &next.copies, err);
     }
     config_free(&schema, data);
     if (s) {
@@ -341,6 +381,10 @@ void coordinator_config_finish(struct coordinator_config *c)
     free(c->model);
     free(c->model_name);
     free(c->probe_prompt);
+    free(c->store);
+    free(c->name);
+    free(c->cluster);
+    free(c->advertise);
     for (uint32_t i = 0; i < c->tenants_n; i++)
         free((char *)c->tenants[i].name);
     free(c->tenants);
@@ -357,6 +401,9 @@ enum status coordinator_config_check(struct coordinator_config *c, struct errmsg
         return errmsg_set(err, STATUS_BAD_CONFIG, "model: the path is too long");
     if (c->model_name && strlen(c->model_name) >= LIMIT_NAME)
         return errmsg_set(err, STATUS_BAD_CONFIG, "model_name: more than %d bytes", LIMIT_NAME - 1);
+    if (!name_ok(c->name) || !name_ok(c->cluster))
+        return errmsg_set(err, STATUS_BAD_CONFIG, "name, cluster: not 1 to %d of A-Z a-z 0-9 . _ -",
+                          LIMIT_NAME - 1);
     if (c->core.stages * c->core.tensor > LIMIT_RANKS)
         return errmsg_set(err, STATUS_BAD_CONFIG, "stages, tensor: %u x %u ranks are too many",
                           c->core.stages, c->core.tensor);

@@ -5,6 +5,7 @@
 #include <stdint.h>
 
 #include "base/status.h"
+#include "coordinator/copier.h"
 #include "coordinator/coord.h"
 #include "coordinator/identity.h"
 
@@ -17,8 +18,14 @@ struct coordinator_config {
     struct coord_tenant *tenants; // owned, and their names
     uint32_t tenants_n;
     struct identity identity;
-    char *probe_prompt;                         // owned; text of the golden probe
-    uint32_t probe_interval_ms;                 // 0 = no probes
+    char *probe_prompt;         // owned; text of the golden probe
+    uint32_t probe_interval_ms; // 0 = no probes
+    // Several coordinators (copy_shell.h).
+    char *store;           // owned; store.h; NULL = this is the only one
+    char *name, *cluster;  // owned; of this coordinator; of what is served together
+    char *advertise;       // owned; host by which others reach this one; NULL = as in http and rpc
+    enum copy_mode copies; // to a standby
+    uint32_t lease_ms;     // of the leadership, in etcd
     uint32_t http_connections, rpc_connections; // open at once; more are closed at once
     uint32_t idle_ms;        // an HTTP connection without a request for longer is closed
     uint32_t write_stall_ms; // a client that takes nothing for longer is closed

@@ -115,11 +115,12 @@ enum coord_event_kind {
     COORD_NODE_MSG,  // conn: any later message
     COORD_NODE_DOWN, // conn is closed
     COORD_SUBMIT,    // a new request
-    COORD_STOP,      // the shell found a stop string: finish now, `kept` tokens count
-    COORD_ATTACH,    // one more client reads this request (SUBMIT counts as the first)
-    COORD_DETACH,    // one less; at none the grace time begins
-    COORD_CANCEL,    // the client wants no more of it
-    COORD_ADMIN,     // an operator's command
+    COORD_RESTORE, // one that another coordinator had: it goes on, or is kept, with nobody attached
+    COORD_STOP,    // the shell found a stop string: finish now, `kept` tokens count
+    COORD_ATTACH,  // one more client reads this request (SUBMIT counts as the first)
+    COORD_DETACH,  // one less; at none the grace time begins
+    COORD_CANCEL,  // the client wants no more of it
+    COORD_ADMIN,   // an operator's command
 };
 
 struct coord_submit {
@@ -134,6 +135,19 @@ struct coord_submit {
     uint8_t band;         // 0..9, 9 = highest
     uint64_t session;     // follow-ups of one session go to the same replica; 0 = by prompt prefix
     uint64_t deadline_us; // of its first token; 0 = by its band
+};
+
+// Not refused for want of room or time, and without a deadline: it was admitted once. REFUSED
+// (bad_request) when it makes no sense.
+struct coord_restore {
+    struct coord_submit submit;
+    const int32_t *emitted;
+    uint32_t emitted_n;
+    uint64_t fingerprint; // of the model that made them; 0 = not known, or none
+    uint32_t cached_n;
+    enum finish_reason finish; // NONE = unfinished
+    enum status status;
+    const char *text;
 };
 
 enum coord_admin_op {
@@ -161,6 +175,7 @@ struct coord_event {
             const struct msg *msg; // NODE_UP, NODE_MSG
         } node;
         struct coord_submit submit;
+        struct coord_restore restore;
         struct {
             uint64_t request; // unknown ids are ignored
             uint32_t kept;    // STOP: tokens that count; later ones are dropped from the journal
@@ -219,6 +234,7 @@ struct coord_action {
             uint32_t first_index;
             const struct token_out *tokens; // consecutive indexes
             uint32_t tokens_n;
+            uint64_t fingerprint; // of the model
         } tokens;
         struct {
             uint64_t request;
@@ -338,7 +354,10 @@ struct coord_request_view {
     uint32_t preemptions;
     uint64_t replica;                                              // 0 = none
     uint64_t submitted_us, first_token_us, last_token_us, done_us; // 0 = not yet
-    uint64_t deadline_us;
+    uint64_t deadline_us, session, fingerprint;
+    const int32_t *stop_ids;
+    uint32_t stop_ids_n;
+    struct sampling sampling;
     uint32_t position;   // while queued, as last told
     uint32_t attached;   // clients
     uint32_t dispatches; // 1 = never moved
@@ -381,6 +400,7 @@ struct coord_tenant_view {
     uint64_t submitted, refused_quota, tokens;
 };
 
+uint64_t coord_epoch(const struct coord *c); // highest used
 void coord_stats(const struct coord *c, struct coord_stats *out);
 bool coord_tenant_name_ok(const char *name); // 1..63 bytes, printable, no space, quote or backslash
 void coord_each_tenant(const struct coord *c,

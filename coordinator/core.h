@@ -305,6 +305,7 @@ void replica_timer(struct coord *c, struct replica *r);
 
 // ---- lifecycle.c ----
 void requests_submit(struct coord *c, const struct coord_submit *s);
+void requests_restore(struct coord *c, const struct coord_restore *s);
 void requests_stop(struct coord *c, uint64_t id, uint32_t kept);
 void requests_attach(struct coord *c, uint64_t id, bool attach);
 void requests_cancel(struct coord *c, uint64_t id);

@@ -146,7 +146,7 @@ static bool request_fits(struct request *q, const struct replica *r)
 // Another model would go on with another answer.
 static bool request_is_of(struct request *q, const struct replica *r)
 {
-    if (q->emitted_n && q->fingerprint != r->fingerprint)
+    if (q->emitted_n && q->fingerprint && q->fingerprint != r->fingerprint)
         return false;
     q->fingerprint = r->fingerprint;
     return true;
@@ -164,6 +164,10 @@ void dispatch_to(struct coord *c, struct request *q, struct replica *r)
             arena_printf(&c->arena, "%u tokens of prompt and %u to come exceed the context of %u",
                          q->prompt_n, q->max_tokens, r->max_context);
         request_end(c, q, FINISH_ERROR, STATUS_TOO_LARGE, text);
+        return;
+    }
+    if (q->emitted_n >= q->max_tokens) { // restored; its end was not
+        request_end(c, q, FINISH_LENGTH, STATUS_OK, "");
         return;
     }
     request_dequeue(c, q);

@@ -7,6 +7,7 @@
 #include <utlist.h>
 
 #include "base/mem.h"
+#include "coordinator/copy_shell.h"
 
 struct http_handler {
     h2o_handler_t super;
@@ -66,6 +67,8 @@ void http_reply(struct http_server *h, h2o_req_t *req, const struct http_reply *
         snprintf(text, sizeof text, "%016llx", (unsigned long long)how->request);
         http_header(req, "x-request-id", text);
     }
+    if (how->leader && *how->leader)
+        http_header(req, "x-hadal-leader", how->leader);
     if (how->reason)
         http_header(req, "x-hadal-reason", how->reason);
     if (how->retry_after_ms) {
@@ -87,6 +90,7 @@ void http_reply_error(struct http_server *h, h2o_req_t *req, uint64_t request,
         .status = e->http,
         .request = request,
         .reason = e->code,
+        .leader = copies_serving(h->shell) ? NULL : copies_leader_http(h->shell),
         .retry_after_ms = e->retry_after_ms,
     };
     http_reply(h, req, &how, &body);
@@ -189,7 +193,7 @@ static void ready_page(struct http_server *h, h2o_req_t *req)
 {
     struct coord_stats st;
     coord_stats(h->shell->core, &st);
-    bool ready = st.replicas_ready > 0 && !st.closing;
+    bool ready = st.replicas_ready > 0 && !st.closing && copies_serving(h->shell);
     struct strbuf body = {0};
     strbuf_printf(&body, "{\"ready\":%s,\"replicas_ready\":%u,\"replicas\":%u}\n",
                   ready ? "true" : "false", st.replicas_ready, st.replicas);
@@ -279,6 +283,13 @@ static bool route(struct http_server *h, h2o_req_t *req, struct openai_error *e)
     h2o_iovec_t p[5];
     size_t n = split_path(req, p, 5);
     bool v1 = n >= 2 && n <= 5 && http_is(p[0], "v1");
+    bool changes = !http_is(req->method, "GET") || (v1 && n == 3 && http_is(p[1], "streams"));
+    if (changes && !copies_serving(h->shell)) {
+        openai_fail(e, 503, NULL, "standby", "This coordinator is a standby; %s leads.",
+                    *copies_leader_http(h->shell) ? copies_leader_http(h->shell) : "no one");
+        e->retry_after_ms = 500;
+        return false;
+    }
     if (v1 && n == 3 && http_is(p[1], "chat") && http_is(p[2], "completions"))
         return generate_route(h, req, TEXT_CHAT, e);
     if (v1 && n == 2 && http_is(p[1], "completions"))

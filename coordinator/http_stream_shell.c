@@ -383,7 +383,7 @@ void http_stream_attach(struct http_server *h, h2o_req_t *req, uint64_t request,
     }
     bool ended = l->state == LIVE_DONE;
     int64_t end = (int64_t)l->answer.tokens_n + (ended ? 3 : 0);
-    if (last_id > end) {
+    if (last_id > end && !(l->restored && !ended)) {
         openai_fail(&e, 400, "Last-Event-ID", "invalid_value",
                     "The stream has no event %lld; the last one is %lld.", (long long)last_id,
                     (long long)end);

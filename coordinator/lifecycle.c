@@ -313,6 +313,46 @@ void requests_wait_timer(struct coord *c, struct request *q)
     refuse_waiting(c, q, &f);
 }
 
+// ---- from another coordinator ----
+
+static bool ends_with_stop(const struct request *q)
+{
+    for (uint32_t i = 0; q->emitted_n && i < q->stop_ids_n; i++)
+        if (q->emitted[q->emitted_n - 1] == q->stop_ids[i])
+            return true;
+    return false;
+}
+
+void requests_restore(struct coord *c, const struct coord_restore *s)
+{
+    const char *text = nonsense(c, &s->submit);
+    if (text) {
+        refuse(c, s->submit.request, &(struct refusal){COORD_REFUSE_BAD_REQUEST, 0, text});
+        return;
+    }
+    struct request *q = request_create(&s->submit, c->now_us);
+    HASH_ADD(hh, c->requests, id, sizeof q->id, q);
+    c->live_n++;
+    q->lane_band = q->band;
+    q->tenant = tenants_get(&c->tenants, s->submit.tenant, c->now_us);
+    q->tenant->live_n++;
+    q->attached = 0;
+    q->dispatches = 1; // it waits with those whose replica broke
+    q->started_us = s->finish == FINISH_NONE ? c->now_us : 0;
+    q->fingerprint = s->fingerprint;
+    q->cached_n = s->cached_n < q->prompt_n ? s->cached_n : q->prompt_n;
+    for (uint32_t i = 0; i < s->emitted_n; i++)
+        request_append(q, s->emitted[i]);
+    q->dispatch_index = q->emitted_n;
+    request_enqueue(c, q);
+    if (s->finish != FINISH_NONE)
+        request_end(c, q, s->finish, s->status, s->text ? s->text : "");
+    else if (ends_with_stop(q))
+        request_end(c, q, FINISH_STOP, STATUS_OK, "");
+    else
+        core_arm(c, &q->life, TIMER_LIFE, c->now_us + 1000ull * c->cfg.grace_ms);
+}
+
 void requests_life_timer(struct coord *c, struct request *q)
 {
     if (q->state == COORD_REQ_DONE)

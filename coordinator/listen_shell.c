@@ -6,7 +6,7 @@
 
 #include "coordinator/main_shell.h"
 
-static enum status parse_address(const char *key, const char *text, struct sockaddr_storage *out,
+enum status shell_address(const char *key, const char *text, struct sockaddr_storage *out,
                                  struct errmsg *err)
 {
     char host[256];
@@ -49,7 +49,7 @@ enum status shell_listen(struct shell *s, uv_tcp_t *tcp, const char *key, const 
                          uv_connection_cb cb, uint16_t *port_out, struct errmsg *err)
 {
     struct sockaddr_storage a;
-    enum status st = parse_address(key, address, &a, err);
+    enum status st = shell_address(key, address, &a, err);
     if (st)
         return st;
     int rc = uv_tcp_bind(tcp, (struct sockaddr *)&a, 0);

@@ -8,6 +8,7 @@
 
 #include "base/hash.h"
 #include "base/mem.h"
+#include "coordinator/shadow.h"
 
 static bool make_answer(struct live *l, struct text_job *job)
 {
@@ -44,6 +45,54 @@ static void fill_submit(struct live *l, const struct text_job *job)
     memcpy(l->submit.stop_ids, job->model->stop_ids, sizeof l->submit.stop_ids);
 }
 
+static void keep_stop(struct live *l, const struct rpc_text *stop, uint32_t n)
+{
+    if (!n)
+        return;
+    l->stop = mem_zalloc(n, sizeof *l->stop);
+    l->stop_n = n;
+    for (uint32_t i = 0; i < n; i++)
+        l->stop[i] = (struct rpc_text){mem_dup(stop[i].v, stop[i].n), stop[i].n};
+}
+
+struct live *live_restore(const struct model_text *model, const struct shadow_request *q,
+                          struct errmsg *err)
+{
+    const struct coord_submit *s = &q->restore.submit;
+    bool chat = q->head.api == OPENAI_CHAT;
+    const struct answer_args args = {
+        .tokenizer = model->tokenizer,
+        .reasoning = chat && model->thinks,
+        .opens_think = model->opens_think,
+        .stop = q->head.stop,
+        .stop_n = q->head.stop_n,
+        .logprobs = s->sampling.logprobs,
+    };
+    struct live *l = mem_zalloc(1, sizeof *l);
+    if (answer_init(&l->answer, &args, err)) {
+        free(l);
+        return NULL;
+    }
+    l->request = s->request;
+    l->state = LIVE_OPEN;
+    l->restored = true;
+    l->prompt_n = s->prompt_n;
+    l->head = (struct openai_head){.kind = (enum openai_kind)q->head.api,
+                                   .request = s->request,
+                                   .created = q->head.created,
+                                   .model = model->name,
+                                   .include_usage = q->head.include_usage};
+    keep_stop(l, q->head.stop, q->head.stop_n);
+    for (uint32_t i = 0; i < q->restore.emitted_n && !l->answer.stopped; i++) {
+        struct token_out t = q->tokens[i];
+        for (uint32_t k = 0; k < s->stop_ids_n; k++) // it ended the sequence, and has no text
+            if (t.token == s->stop_ids[k])
+                t.finish = FINISH_STOP;
+        answer_push(&l->answer, &t);
+    }
+    return l;
+}
+
 struct live *live_create(uint64_t request, int64_t created, struct text_job *job)
 {
     struct live *l = mem_zalloc(1, sizeof *l);
@@ -61,6 +110,7 @@ struct live *live_create(uint64_t request, int64_t created, struct text_job *job
     l->prompt_n = (uint32_t)job->ids.n;
     job->ids = (struct token_vec){0};
     memcpy(l->tenant, job->tenant, sizeof l->tenant);
+    keep_stop(l, job->request.gen.stop, job->request.gen.stop_n);
     fill_submit(l, job);
     return l;
 }
@@ -69,6 +119,9 @@ void live_destroy(struct live *l)
 {
     assert(!l->readers && !l->dirty);
     answer_finish(&l->answer);
+    for (uint32_t i = 0; i < l->stop_n; i++)
+        free((void *)l->stop[i].v);
+    free(l->stop);
     free(l->prompt);
     free(l);
 }
@@ -108,7 +161,7 @@ void live_done(struct live *l, enum finish_reason finish, enum status status, co
 {
     answer_close(&l->answer);
     l->state = LIVE_DONE;
-    l->finish = finish;
+    l->finish = l->answer.stopped ? FINISH_STOP : finish; // a stop string may cross the core's end
     l->prompt_n = prompt_n;
     l->cached_n = cached_n;
     if (finish == FINISH_CANCELLED)

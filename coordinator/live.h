@@ -29,11 +29,14 @@ struct live {
     uint64_t request;
     enum live_state state;
     bool forgotten; // by the core
+    bool restored;  // of another coordinator: clients may have more of it
     struct openai_head head;
     struct answer answer;
     struct coord_submit submit; // until it was given to the core
     char tenant[LIMIT_NAME];    // the same
-    int32_t *prompt;            // owned; the same
+    struct rpc_text *stop;      // owned; what the client gave
+    uint32_t stop_n;
+    int32_t *prompt; // owned; the same
     uint32_t prompt_n, cached_n;
     uint32_t position, eta_ms, notices; // place in the queue; notices counts the changes
     enum finish_reason finish;
@@ -44,6 +47,10 @@ struct live {
 };
 
 // Takes the ids over from the job. NULL: the stop strings cannot be used, and job->error says so.
+struct shadow_request;
+// One of another coordinator, with what it has said so far. NULL: *err says why.
+struct live *live_restore(const struct model_text *model, const struct shadow_request *q,
+                          struct errmsg *err);
 struct live *live_create(uint64_t request, int64_t created, struct text_job *job);
 void live_destroy(struct live *l);
 

@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 #include "base/mem.h"
+#include "coordinator/copy_shell.h"
 
 uint64_t shell_now_us(void)
 {
@@ -49,6 +50,11 @@ static struct live *find_live(struct shell *s, uint64_t request)
     return l;
 }
 
+struct live *shell_find_live(struct shell *s, uint64_t request)
+{
+    return find_live(s, request);
+}
+
 // The core knows it no more: it goes when its last reader has gone.
 static void forget(struct shell *s, struct live *l)
 {
@@ -65,6 +71,8 @@ static void on_tokens(struct shell *s, const struct coord_action *a)
     struct live *l = find_live(s, a->tokens.request);
     if (!l)
         return;
+    if (l->state == LIVE_NEW)
+        l->state = LIVE_OPEN;
     if (live_tokens(l, a->tokens.tokens, a->tokens.tokens_n))
         shell_post(
             s, &(struct shell_event){
@@ -139,15 +147,9 @@ static void set_timer(struct shell *s, uint64_t at_us)
     uv_timer_start(&s->timer, on_core_timer, at_us > now ? (at_us - now + 999) / 1000 : 0, 0);
 }
 
-static void act(struct shell *s, const struct coord_action *a)
+void shell_act_seen(struct shell *s, const struct coord_action *a)
 {
     switch (a->kind) {
-    case COORD_SEND:
-        rpc_send(s->rpc, a->send.conn, a->send.msg);
-        break;
-    case COORD_CLOSE_CONN:
-        rpc_close_conn(s->rpc, a->close.conn, a->close.text);
-        break;
     case COORD_QUEUED:
         on_queued(s, a);
         break;
@@ -166,6 +168,29 @@ static void act(struct shell *s, const struct coord_action *a)
             forget(s, l);
         break;
     }
+    default:
+        assert(!"an action that is not for clients");
+    }
+    copies_told(s, a);
+}
+
+static void act(struct shell *s, const struct coord_action *a)
+{
+    switch (a->kind) {
+    case COORD_SEND:
+        rpc_send(s->rpc, a->send.conn, a->send.msg);
+        break;
+    case COORD_CLOSE_CONN:
+        rpc_close_conn(s->rpc, a->close.conn, a->close.text);
+        break;
+    case COORD_QUEUED:
+    case COORD_TOKENS:
+    case COORD_DONE:
+    case COORD_REFUSED:
+    case COORD_FORGET:
+        if (!copies_hold(s, a))
+            shell_act_seen(s, a);
+        break;
     case COORD_ADMIN_DONE:
         on_admin_done(s, a);
         break;
@@ -184,6 +209,8 @@ void shell_step(struct shell *s, const struct coord_event *ev)
     stamped.now_us = shell_now_us();
     struct coord_actions actions;
     coord_step(s->core, &stamped, &actions);
+    if (ev->kind == COORD_SUBMIT)
+        copies_submitted(s, ev->submit.request);
     for (size_t i = 0; i < actions.n; i++)
         act(s, &actions.v[i]);
 }
@@ -195,11 +222,12 @@ static void submit(struct shell *s, struct live *l)
     struct coord_event ev = {.kind = COORD_SUBMIT, .submit = l->submit};
     if (ev.submit.deadline_us)
         ev.submit.deadline_us = shell_now_us() + ev.submit.deadline_us * 1000;
-    l->state = LIVE_OPEN;
     shell_dirty(s, l);
     shell_step(s, &ev);
     free(l->prompt);
     l->prompt = NULL;
+    if (l->state == LIVE_NEW && !copies_hold_acceptance(s, l->request))
+        l->state = LIVE_OPEN;
 }
 
 static void handle(struct shell *s, const struct shell_event *ev)
@@ -268,7 +296,7 @@ static void tell_ready(struct shell *s)
 {
     struct coord_stats st;
     coord_stats(s->core, &st);
-    if (!st.replicas_ready)
+    if (!st.replicas_ready || !copies_serving(s))
         return;
     char address[300], line[320];
     s->told_ready = true;
@@ -438,12 +466,15 @@ static void start_handles(struct shell *s)
     }
 }
 
-static enum status open_core(struct shell *s, struct errmsg *err)
+enum status shell_new_core(struct shell *s, uint64_t epoch, struct errmsg *err)
 {
     struct coord_config core = s->cfg->core;
     struct timespec now;
     clock_gettime(CLOCK_REALTIME, &now);
     core.first_epoch = (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000;
+    if (core.first_epoch <= epoch) // the other one's clock was ahead
+        core.first_epoch = epoch + 1;
+    coord_destroy(s->core);
     if (!core.max_context)
         core.max_context = s->text.context;
     core.trace = log_level();
@@ -468,6 +499,39 @@ static enum status seed(struct shell *s, struct errmsg *err)
         return errmsg_set(err, STATUS_IO, "getrandom: %s", strerror(errno));
     prng_seed(&s->prng, v);
     return STATUS_OK;
+}
+
+void shell_own_address(struct shell *s, char *http, size_t http_n, char *rpc, size_t rpc_n)
+{
+    char address[300];
+    const char *host = s->cfg->advertise;
+    if (host)
+        snprintf(address, sizeof address, "%.200s:%u", host, s->http_port);
+    else
+        listen_name(s->cfg->http, s->http_port, address, sizeof address);
+    snprintf(http, http_n, "http://%.280s", address);
+    if (host)
+        snprintf(rpc, rpc_n, "%.200s:%u", host, s->rpc_port);
+    else
+        listen_name(s->cfg->rpc, s->rpc_port, rpc, rpc_n);
+}
+
+void shell_restore(struct shell *s, const struct shadow_request *q)
+{
+    struct errmsg err = {0};
+    struct live *l = live_restore(&s->text, q, &err);
+    if (!l) {
+        log_error("coordinator: request %016llx cannot go on: %s",
+                  (unsigned long long)q->restore.submit.request, err.text);
+        return;
+    }
+    HASH_ADD(hh, s->lives, request, sizeof l->request, l);
+    shell_step(s, &(struct coord_event){.kind = COORD_RESTORE, .restore = q->restore});
+    if (l->answer.stopped && !q->restore.finish)
+        shell_post(s, &(struct shell_event){.kind = SHELL_REQUEST,
+                                            .request = {.kind = COORD_STOP,
+                                                        .id = q->restore.submit.request,
+                                                        .kept = l->answer.tokens_n}});
 }
 
 static void tell_addresses(struct shell *s)
@@ -509,17 +573,22 @@ enum status coordinator_run(const struct coordinator_config *cfg, struct errmsg 
     if (!st)
         st = model_text_open(cfg->model, cfg->model_name, &s->text, err);
     if (!st)
-        st = open_core(s, err);
+        st = shell_new_core(s, 0, err);
     if (!st)
         st = rpc_server_open(s, &s->rpc_port, err);
     if (!st)
         st = http_server_open(s, &s->http_port, err);
+    if (!st)
+        st = copies_open(s, err);
     if (!st) {
         start_handles(s);
         tell_addresses(s);
         uv_run(&s->loop, UV_RUN_DEFAULT);
         log_info("coordinator: stopped");
+        if (copies_deposed(s))
+            st = errmsg_set(err, STATUS_ABORTED, "another coordinator leads");
     }
+    copies_close(s->copies);
     // The process ends after this: sockets and timers that libuv and libh2o still hold go with it.
     rpc_server_close(s->rpc);
     free_lives(s);

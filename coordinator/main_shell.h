@@ -13,7 +13,9 @@
 #include "coordinator/live.h"
 #include "coordinator/text_pool.h"
 
+struct copies;
 struct rpc_server;
+struct shadow_request;
 struct rpc_conn;
 struct http_server;
 
@@ -75,6 +77,7 @@ struct shell {
     uint64_t next_tag;
     size_t text_jobs, text_bytes; // on worker threads
 
+    struct copies *copies; // NULL: this is the only coordinator
     struct rpc_server *rpc;
     struct http_server *http;
     struct admin_wait close_wait;
@@ -99,6 +102,19 @@ void shell_detach(struct shell *s, struct reader *r);
 void shell_admin(struct shell *s, enum coord_admin_op op, const char *target, uint64_t replica,
                  struct admin_wait *w);
 void shell_admin_forget(struct shell *s, struct admin_wait *w);
+
+// ---- for copy_shell.c
+
+struct live *shell_find_live(struct shell *s, uint64_t request);    // NULL = none
+void shell_act_seen(struct shell *s, const struct coord_action *a); // one for clients
+// A core without nodes and requests, whose epochs are above `epoch`.
+STATUS_MUST_USE enum status shell_new_core(struct shell *s, uint64_t epoch, struct errmsg *err);
+// A request of another coordinator goes on here.
+void shell_restore(struct shell *s, const struct shadow_request *q);
+void shell_own_address(struct shell *s, char *http, size_t http_n, char *rpc, size_t rpc_n);
+// "host:port"; blocks when the host is a name. (listen_shell.c)
+STATUS_MUST_USE enum status shell_address(const char *key, const char *address,
+                                          struct sockaddr_storage *out, struct errmsg *err);
 
 // Binds `address` ("host:port" or "[v6]:port") and listens; *port_out is the port it got. Errors
 // name `key` of the configuration. (listen_shell.c)
@@ -130,6 +146,7 @@ uint64_t rpc_conn_id(const struct rpc_conn *c);
 bool rpc_conn_is_node(const struct rpc_conn *c);
 void rpc_send(struct rpc_server *r, uint64_t conn, const struct msg *m);
 void rpc_close_conn(struct rpc_server *r, uint64_t conn, const char *why);
+void rpc_send_bytes(struct rpc_server *r, uint64_t conn, const void *bytes, size_t n); // frames
 // For a node's connection: one step of the core.
 void shell_step(struct shell *s, const struct coord_event *ev);
 

@@ -30,6 +30,7 @@ struct request *request_create(const struct coord_submit *s, uint64_t now_us)
     r->id = s->request;
     r->state = COORD_REQ_QUEUED;
     r->key = request_key(s);
+    r->session = s->session;
     r->band = s->band;
     r->class = QUEUE_FAIR;
     r->prompt = mem_dup(s->prompt, s->prompt_n * sizeof *s->prompt);

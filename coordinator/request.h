@@ -39,6 +39,7 @@ struct request {
     enum coord_request_state state;
     struct request *prev, *next; // in the one list that the state names (core.h)
     uint64_t key;                // for routing
+    uint64_t session;            // as submitted
     uint8_t band;
     enum queue_class class;  // while QUEUED
     struct tenant *tenant;   // until it is finished, then NULL

@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "base/mem.h"
+#include "coordinator/copy_shell.h"
 
 enum {
     HELLO_MS = 10 * 1000, // a connection without a whole frame for so long at first is closed
@@ -30,7 +31,10 @@ void rpc_conn_close(struct rpc_conn *c, const char *why)
     c->closing = true;
     if (why)
         log_warn("coordinator: closing %s (%s): %s", c->peer,
-                 c->role == RPC_CONN_NODE ? "node" : "client", why);
+                 c->role == RPC_CONN_NODE   ? "node"
+                 : c->role == RPC_CONN_COPY ? "standby"
+                                            : "client",
+                 why);
     rpc_streams_drop(c);
     HASH_DEL(c->server->conns, c);
     c->server->in_bytes -= c->in.cap; // it is fed no more
@@ -40,6 +44,7 @@ void rpc_conn_close(struct rpc_conn *c, const char *why)
 
 void rpc_conn_free(struct rpc_conn *c)
 {
+    copies_conn_down(c->server->shell, c);
     assert(!c->flush_listed); // flushed, for the last time, in the drain that closed it
     wire_decoder_finish(&c->in);
     strbuf_finish(&c->out);
@@ -140,6 +145,18 @@ void rpc_send(struct rpc_server *r, uint64_t conn, const struct msg *m)
         return;
     if (wire_encode_msg(&r->encode, m, &c->out))
         log_error("coordinator: %s for %s is too large to send", msg_kind_name(m->kind), c->peer);
+    if (c->out.n + c->sending.n > NODE_OUT_BYTES)
+        rpc_conn_close(c, "it does not read");
+    else
+        list_for_flush(c);
+}
+
+void rpc_send_bytes(struct rpc_server *r, uint64_t conn, const void *bytes, size_t n)
+{
+    struct rpc_conn *c = find_conn(r, conn);
+    if (!c || c->closing)
+        return;
+    strbuf_add(&c->out, bytes, n);
     if (c->out.n + c->sending.n > NODE_OUT_BYTES)
         rpc_conn_close(c, "it does not read");
     else
@@ -251,6 +268,14 @@ void rpc_conn_frames(struct rpc_conn *c)
             return;
         if (s) {
             broken(c, s, &err);
+            return;
+        }
+        if (f.type >= COPY_HELLO) {
+            copies_frame(c->server->shell, c, &f);
+            continue;
+        }
+        if (!copies_serving(c->server->shell)) { // they try the next one
+            rpc_conn_close(c, NULL);
             return;
         }
         if (c->role == RPC_CONN_NEW && f.type >= RPC_GENERATE)

@@ -3,7 +3,7 @@
 
 #include "coordinator/main_shell.h"
 
-enum rpc_role { RPC_CONN_NEW, RPC_CONN_NODE, RPC_CONN_CLIENT };
+enum rpc_role { RPC_CONN_NEW, RPC_CONN_NODE, RPC_CONN_CLIENT, RPC_CONN_COPY };
 
 struct rpc_stream;
 

@@ -120,6 +120,7 @@ static bool pump(struct rpc_stream *st)
         rpc_conn_send(st->conn, st->id,
                       &(struct rpc){.kind = RPC_QUEUED, .queued = {l->position, l->eta_ms}});
     }
+    // It may have more than a restored answer: then the same tokens are computed again.
     while (st->sent < a->tokens_n && st->credit && !rpc_conn_congested(st->conn)) {
         uint32_t n = a->tokens_n - st->sent;
         n = n < st->credit ? n : st->credit;
@@ -231,7 +232,7 @@ static void on_attach(struct rpc_conn *c, uint32_t stream, const struct rpc_atta
         stream_free(st);
         return;
     }
-    if (a->from > l->answer.tokens_n) {
+    if (a->from > l->answer.tokens_n && !(l->restored && l->state == LIVE_OPEN)) {
         send_code(c, stream, RPC_CODE_OUT_OF_RANGE, "from", "the answer has not so many tokens");
         stream_free(st);
         return;

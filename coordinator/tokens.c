@@ -22,6 +22,7 @@ static void tell_token(struct coord *c, const struct request *q, const struct to
     a->tokens.first_index = t->index;
     a->tokens.tokens = copy;
     a->tokens.tokens_n = 1;
+    a->tokens.fingerprint = q->fingerprint;
 }
 
 static void note_time(struct coord *c, struct request *q)

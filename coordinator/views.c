@@ -7,6 +7,11 @@
 
 #include "coordinator/core.h"
 
+uint64_t coord_epoch(const struct coord *c)
+{
+    return c->epoch;
+}
+
 void coord_stats(const struct coord *c, struct coord_stats *out)
 {
     *out = c->stats;
@@ -161,6 +166,11 @@ static struct coord_request_view request_view(const struct request *q)
         .last_token_us = q->last_token_us,
         .done_us = q->done_us,
         .deadline_us = q->deadline_us,
+        .session = q->session,
+        .fingerprint = q->fingerprint,
+        .stop_ids = q->stop_ids,
+        .stop_ids_n = q->stop_ids_n,
+        .sampling = q->sampling,
         .position = q->state == COORD_REQ_QUEUED ? q->position : 0,
         .attached = q->attached,
         .dispatches = q->dispatches,

@@ -23,14 +23,14 @@ enum { RETRY_MS = 200, SEND_TIMEOUT_S = 1 };
 
 struct heartbeat {
     pthread_t thread;
-    char *host, *port;
     struct msg *hello; // owned
     const struct node_pulse *pulse;
     struct engine *engine;
     struct gpu_watch *gpu;
-    pthread_mutex_t lock; // guards the two below
-    pthread_cond_t wake;  // one of them changed
-    uint32_t interval_ms; // 0 = pause
+    pthread_mutex_t lock;     // guards those below
+    pthread_cond_t wake;      // one of them changed
+    char host[256], port[16]; // of the coordinator
+    uint32_t interval_ms;     // 0 = pause
     bool stop;
     struct wire_arena arena;
     struct strbuf out;
@@ -88,10 +88,15 @@ static bool wait_go(struct heartbeat *h)
     return go;
 }
 
-static int dial(const struct heartbeat *h)
+static int dial(struct heartbeat *h)
 {
     struct addrinfo hints = {.ai_socktype = SOCK_STREAM}, *list = NULL;
-    if (getaddrinfo(h->host, h->port, &hints, &list))
+    char host[sizeof h->host], port[sizeof h->port];
+    pthread_mutex_lock(&h->lock);
+    memcpy(host, h->host, sizeof host);
+    memcpy(port, h->port, sizeof port);
+    pthread_mutex_unlock(&h->lock);
+    if (getaddrinfo(host, port, &hints, &list))
         return -1;
     int fd = -1;
     for (struct addrinfo *a = list; a && fd < 0; a = a->ai_next) {
@@ -174,8 +179,6 @@ static void heartbeat_free(struct heartbeat *h)
     wire_arena_finish(&h->arena);
     strbuf_finish(&h->out);
     msg_free(h->hello);
-    free(h->host);
-    free(h->port);
     free(h);
 }
 
@@ -186,8 +189,6 @@ enum status heartbeat_start(const struct heartbeat_args *args, struct heartbeat 
     struct msg hello = {.kind = MSG_HELLO, .hello = args->hello};
     hello.hello.heartbeat_channel = true;
     h->hello = msg_clone(&hello);
-    h->host = mem_strdup(args->host);
-    h->port = mem_strdup(args->port);
     h->pulse = args->pulse;
     h->engine = args->engine;
     h->gpu = args->gpu;
@@ -215,8 +216,12 @@ static void set_interval(struct heartbeat *h, uint32_t interval_ms)
     pthread_mutex_unlock(&h->lock);
 }
 
-void heartbeat_go(struct heartbeat *h, uint32_t interval_ms)
+void heartbeat_go(struct heartbeat *h, const char *host, const char *port, uint32_t interval_ms)
 {
+    pthread_mutex_lock(&h->lock);
+    snprintf(h->host, sizeof h->host, "%s", host);
+    snprintf(h->port, sizeof h->port, "%s", port);
+    pthread_mutex_unlock(&h->lock);
     set_interval(h, interval_ms ? interval_ms : 1);
 }
 

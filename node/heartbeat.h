@@ -13,7 +13,6 @@
 struct heartbeat;
 
 struct heartbeat_args {
-    const char *host, *port;        // of the coordinator; copied
     struct msg_hello hello;         // strings copied; sent with heartbeat_channel set
     const struct node_pulse *pulse; // outlives the thread
     struct engine *engine;          // outlives the thread; only ops->progress is called
@@ -22,8 +21,9 @@ struct heartbeat_args {
 
 enum status heartbeat_start(const struct heartbeat_args *args, struct heartbeat **heartbeat_out,
                             struct errmsg *e);
-// From any thread. The coordinator's WELCOME: beat this often from now on. Before it, and after
-// heartbeat_pause, nothing is sent: the coordinator does not know this process.
-void heartbeat_go(struct heartbeat *h, uint32_t interval_ms);
+// From any thread. The WELCOME of the coordinator at this address (copied): beat this often from
+// now on. Before it, and after heartbeat_pause, nothing is sent: the coordinator does not know this
+// process.
+void heartbeat_go(struct heartbeat *h, const char *host, const char *port, uint32_t interval_ms);
 void heartbeat_pause(struct heartbeat *h);
 void heartbeat_stop(struct heartbeat *h); // joins the thread; NULL is fine

@@ -21,6 +21,7 @@
 enum {
     RETRY_MIN_MS = 50,
     RETRY_MAX_MS = 1000,
+    RETRY_OTHER_MS = 100,       // while there is another coordinator to try
     TURN_MS = 50,               // the loop proves that it turns at least this often
     OUT_LIMIT_BYTES = 64 << 20, // a coordinator that does not read for so long loses us
     READ_BYTES = 256 << 10,
@@ -28,7 +29,8 @@ enum {
 
 struct shell {
     const struct node_shell_config *config;
-    char host[256], port[16]; // of the coordinator
+    char host[256], port[16]; // of the coordinator that is tried, or connected
+    const char *next;         // in config->coordinator: the one to try after it
     uv_loop_t loop;
     uv_async_t engine_wake;
     uv_timer_t core_timer, retry_timer, turn_timer;
@@ -93,6 +95,8 @@ static void on_conn_closed(uv_handle_t *handle)
         conn_free(c);
 }
 
+static bool next_address(struct shell *s);
+
 static void on_retry(uv_timer_t *timer)
 {
     shell_connect(timer->data);
@@ -106,7 +110,7 @@ static void conn_drop(struct conn *c, const char *why)
         return; // dropped before
     s->conn = NULL;
     bool was_up = c->up;
-    if (was_up || !s->complained)
+    if (!s->complained)
         log_warn("coordinator %s:%s: %s", s->host, s->port, why);
     s->complained = true;
     heartbeat_pause(s->heartbeat);
@@ -115,8 +119,9 @@ static void conn_drop(struct conn *c, const char *why)
         shell_step(s, &(struct node_event){.kind = NODE_EV_COORD_DOWN});
     if (s->stopping)
         return;
+    uint32_t most = next_address(s) ? RETRY_OTHER_MS : RETRY_MAX_MS;
     uv_timer_start(&s->retry_timer, on_retry, s->retry_ms, 0);
-    s->retry_ms = s->retry_ms * 2 > RETRY_MAX_MS ? RETRY_MAX_MS : s->retry_ms * 2;
+    s->retry_ms = s->retry_ms * 2 > most ? most : s->retry_ms * 2;
 }
 
 // Only notes a failure: the caller may be in the middle of the core's actions.
@@ -176,7 +181,9 @@ static void conn_flush(struct conn *c)
 static void on_msg(struct shell *s, const struct msg *m)
 {
     if (m->kind == MSG_WELCOME) {
-        heartbeat_go(s->heartbeat, m->welcome.heartbeat_ms);
+        s->retry_ms = RETRY_MIN_MS;
+        s->complained = false;
+        heartbeat_go(s->heartbeat, s->host, s->port, m->welcome.heartbeat_ms);
         log_info("joined the coordinator at %s:%s", s->host, s->port);
         return;
     }
@@ -235,8 +242,6 @@ static void on_connected(uv_connect_t *req, int rc)
         return;
     }
     c->up = true;
-    s->retry_ms = RETRY_MIN_MS;
-    s->complained = false;
     conn_send(c, &(struct msg){.kind = MSG_HELLO, .hello = s->hello});
     shell_step(s, &(struct node_event){.kind = NODE_EV_COORD_UP});
 }
@@ -387,17 +392,42 @@ static void on_signal(uv_signal_t *signal, int number)
 // ---- start and stop
 // -------------------------------------------------------------------------------
 
-static enum status split_address(struct shell *s, const char *address, struct errmsg *e)
+static enum status split_address(struct shell *s, const char *list, struct errmsg *e)
 {
+    char address[sizeof s->host + sizeof s->port];
+    size_t n = strcspn(list, ",");
+    snprintf(address, sizeof address, "%.*s", (int)(n < sizeof address ? n : 0), list);
     const char *colon = strrchr(address, ':');
     size_t host_n = colon ? (size_t)(colon - address) : 0;
     if (!host_n || host_n >= sizeof s->host || strlen(colon + 1) >= sizeof s->port || !colon[1])
-        return errmsg_set(e, STATUS_BAD_CONFIG, "coordinator: '%s' is not HOST:PORT", address);
+        return errmsg_set(e, STATUS_BAD_CONFIG, "coordinator: '%s' is not HOST:PORT", list);
     bool bracketed = address[0] == '[' && colon[-1] == ']'; // [::1]:7000
     snprintf(s->host, sizeof s->host, "%.*s", (int)host_n - (bracketed ? 2 : 0),
              address + (bracketed ? 1 : 0));
     snprintf(s->port, sizeof s->port, "%s", colon + 1);
+    s->next = list[n] ? list + n + 1 : s->config->coordinator;
     return STATUS_OK;
+}
+
+// All were checked at the start. False: there is only one.
+static bool next_address(struct shell *s)
+{
+    bool several = strchr(s->config->coordinator, ',') != NULL;
+    struct errmsg ignored;
+    if (several)
+        (void)!split_address(s, s->next, &ignored);
+    return several;
+}
+
+static enum status check_addresses(struct shell *s, struct errmsg *e)
+{
+    const char *at = s->config->coordinator;
+    enum status rc;
+    do {
+        rc = split_address(s, at, e);
+        at = s->next;
+    } while (rc == STATUS_OK && at != s->config->coordinator);
+    return rc == STATUS_OK ? split_address(s, at, e) : rc;
 }
 
 static void fill_hello(struct shell *s)
@@ -453,7 +483,7 @@ enum status node_shell_run(const struct node_shell_config *config, struct errmsg
     struct shell *s = mem_zalloc(1, sizeof *s);
     s->config = config;
     s->retry_ms = RETRY_MIN_MS;
-    enum status rc = split_address(s, config->coordinator, e);
+    enum status rc = check_addresses(s, e);
     if (rc != STATUS_OK)
         goto free_shell;
     uv_loop_init(&s->loop);
@@ -467,13 +497,10 @@ enum status node_shell_run(const struct node_shell_config *config, struct errmsg
     }
     if (!strcmp(s->config->backend, "cuda"))
         s->gpu = gpu_watch_start(&(struct gpu_watch_args){.engine = s->engine});
-    rc = heartbeat_start(&(struct heartbeat_args){.host = s->host,
-                                                  .port = s->port,
-                                                  .hello = s->hello,
-                                                  .pulse = node_pulse(s->core),
-                                                  .engine = s->engine,
-                                                  .gpu = s->gpu},
-                         &s->heartbeat, e);
+    rc = heartbeat_start(
+        &(struct heartbeat_args){
+            .hello = s->hello, .pulse = node_pulse(s->core), .engine = s->engine, .gpu = s->gpu},
+        &s->heartbeat, e);
     if (rc != STATUS_OK)
         goto stop_watch;
 

@@ -21,7 +21,8 @@ struct node_shell_config {
     const char *name;        // unique in the cluster
     const char *host;        // label: ranks with equal labels may use shared memory
     const char *backend;     // "cpu", "cuda", "mock"; told to the coordinator
-    const char *coordinator; // "host:port" of its control listener
+    const char *coordinator; // "host:port" of its control listener; of several, with commas
+                             // between them: one that does not lead refuses, the next is tried
     struct node_engine_factory engine;
     struct node_config core;
 };

@@ -2,7 +2,7 @@
 //
 //   0  'H' 'D'     magic
 //   2  u8          version of the protocol, MSG_VERSION
-//   3  u8          type: enum msg_kind or enum rpc_kind
+//   3  u8          type: enum msg_kind, enum rpc_kind or enum copy_kind
 //   4  u32 LE      length of the body in bytes
 //   8  u32 LE      stream (client RPC), 0 otherwise
 //  12  body        one protobuf message of proto/hadal.proto
@@ -17,6 +17,7 @@
 #include "base/limits.h"
 #include "base/status.h"
 #include "base/strbuf.h"
+#include "proto/copy.h"
 #include "proto/msg.h"
 #include "proto/rpc.h"
 
@@ -68,6 +69,8 @@ enum status STATUS_MUST_USE wire_encode_msg(struct wire_arena *a, const struct m
                                             struct strbuf *out);
 enum status STATUS_MUST_USE wire_encode_rpc(struct wire_arena *a, uint32_t stream,
                                             const struct rpc *r, struct strbuf *out);
+enum status STATUS_MUST_USE wire_encode_copy(struct wire_arena *a, const struct copy *c,
+                                             struct strbuf *out);
 
 // Reads and checks a frame. *out borrows from `a` (which is reset first). LINK_PROTOCOL with the
 // field named in *err, LINK_VERSION for a HELLO of another version.
@@ -75,3 +78,5 @@ enum status STATUS_MUST_USE wire_decode_msg(struct wire_arena *a, const struct w
                                             struct msg *out, struct errmsg *err);
 enum status STATUS_MUST_USE wire_decode_rpc(struct wire_arena *a, const struct wire_frame *f,
                                             struct rpc *out, struct errmsg *err);
+enum status STATUS_MUST_USE wire_decode_copy(struct wire_arena *a, const struct wire_frame *f,
+                                             struct copy *out, struct errmsg *err);

@@ -26,7 +26,7 @@ OUTSIDE = {
     r"(cuda|cublas|nvml).*\.h": r"kernels/(cuda|lab)/.*",
     r"nccl\.h": r"kernels/cuda/.*",
     r"(infiniband|rdma)/.*": r"rdma/.*verbs.*|tests/.*verbs.*",
-    r"curl/.*": r"tools/.*",
+    r"curl/.*": r"tools/.*|coordinator/store_etcd\.c",
     r"protobuf-c/.*": r"proto/.*",
     r"pcre2\.h": r"text/.*",
 }

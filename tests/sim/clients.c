@@ -52,12 +52,18 @@ static void tell_coord(struct world *w, const struct sim_client *c, enum coord_e
                        uint32_t kept)
 {
     uint64_t id = c->id;
+    if (!w->coord || c->moved)
+        return;
     world_coord(w, &(struct coord_event){.kind = kind, .req = {id, kept}});
 }
 
 static void submit(struct world *w, uint32_t i)
 {
     struct sim_client *c = &w->clients[i];
+    if (!w->coord) { // refused: tries again
+        plan(w, i, w->now_us + world_between(w, SIM_MS(50), SIM_MS(500)));
+        return;
+    }
     c->stage = CLIENT_LIVE;
     c->attached = true;
     plan(w, i, c->leave_us);
@@ -69,12 +75,16 @@ static void submit(struct world *w, uint32_t i)
     world_coord(w, &ev);
 }
 
+static void come_back(struct world *w, struct sim_client *c);
+
 // Does what is due: submit, leave, come back, cancel, or report a stop string.
 void client_run(struct world *w, uint32_t i)
 {
     struct sim_client *c = &w->clients[i];
     if (c->stage == CLIENT_NEW) {
         submit(w, i);
+    } else if (c->moved) {
+        come_back(w, c);
     } else if (c->stage != CLIENT_LIVE && c->stage != CLIENT_FINISHED) {
         return;
     } else if (c->stage == CLIENT_LIVE && c->stop_at && c->seen_n >= c->stop_at && !c->asked_stop) {
@@ -110,12 +120,22 @@ static struct sim_client *client_of(struct world *w, uint64_t id)
 
 static void on_token(struct world *w, struct sim_client *c, const struct token_out *t)
 {
+    if (c->asked_stop && w->opt.standby && t->index >= c->stop_at)
+        return; // was on its way to the client when it found its stop string
+    if (t->index < c->seen_n && w->opt.copy_mode == COPY_ASYNC && w->opt.standby) {
+        if (t->token != c->seen[t->index] && !c->lies)
+            world_fail(w, "request %" PRIu64 ": token %u was %d, and is %d when computed again",
+                       c->id, t->index, c->seen[t->index], t->token);
+        return; // the copy was behind: a client skips what it has
+    }
     if (t->index != c->seen_n)
         world_fail(w, "request %" PRIu64 ": token %u came where %u was due", c->id, t->index,
                    c->seen_n);
     struct mock_stream before = c->expected;
     int32_t due = mock_stream_next(&c->expected);
     bool lied = w->lied[c->from_replica] || w->lied_step[c->from_replica] == w->steps;
+    // Where the client's view lags behind, it may be told late of what a liar said.
+    lied |= w->opt.standby && w->lied_us && w->now_us - w->lied_us < SIM_S(2);
     if (t->token != due && lied) { // what follows is right for what it has
         mock_stream_take(&before, t->token);
         c->expected = before;
@@ -160,6 +180,7 @@ static void judge_finish(struct world *w, const struct sim_client *c)
         break;
     case FINISH_CANCELLED:
         fine = c->asked_cancel || away_us >= SIM_MS(w->opt.coord.grace_ms);
+        fine |= w->opt.standby && c->away_since_us; // told of it only by the successor
         break;
     case FINISH_NONE:
     case FINISH_ERROR:
@@ -175,7 +196,12 @@ static void on_done(struct world *w, struct sim_client *c, const struct coord_ac
     c->stage = CLIENT_FINISHED;
     c->finish = a->done.finish;
     c->done_us = w->now_us;
-    if (a->done.emitted_n != c->seen_n)
+    if (c->asked_stop && w->opt.standby) { // its word and the core's end may have crossed
+        world_tell(w, "client %" PRIu64 " < done: stop after %u tokens", c->id, c->seen_n);
+        return;
+    }
+    bool behind = w->opt.standby && w->opt.copy_mode == COPY_ASYNC && a->done.emitted_n < c->seen_n;
+    if (a->done.emitted_n != c->seen_n && !behind)
         world_fail(w, "request %" PRIu64 ": %u tokens counted, %u seen", c->id, a->done.emitted_n,
                    c->seen_n);
     judge_finish(w, c);
@@ -190,19 +216,116 @@ static void expect_stage(struct world *w, const struct sim_client *c, enum clien
         world_fail(w, "request %" PRIu64 ": %s, and it is %s", c->id, what, stage_names[c->stage]);
 }
 
+// What a client does once its coordinator is gone: it looks for its request at the other one, from
+// the token that it has; what never told it anything is asked anew.
+static void come_back(struct world *w, struct sim_client *c)
+{
+    struct coord_request_view v;
+    if (!w->coord)
+        return; // the next one is waited for
+    c->moved = false;
+    if (!coord_request_find(w->coord, c->id, &v))
+        return;
+    tell_coord(w, c, COORD_ATTACH, 0);
+}
+
+static void catch_up(struct world *w, struct sim_client *c, const struct coord_request_view *v)
+{
+    for (uint32_t i = c->seen_n; i < v->tokens_n && !c->asked_stop; i++)
+        on_token(w, c, &(struct token_out){.index = i, .token = v->tokens[i]});
+    if (c->stop_at && v->tokens_n >= c->stop_at && v->state < COORD_REQ_CLOSING) {
+        c->asked_stop = true; // found again by the new coordinator's shell
+        c->seen_n = c->stop_at;
+        uint64_t id = c->id;
+        world_coord(w, &(struct coord_event){.kind = COORD_STOP, .req = {id, c->stop_at}});
+    }
+}
+
+static void client_moved(struct world *w, struct sim_client *c)
+{
+    struct coord_request_view v;
+    bool known = coord_request_find(w->coord, c->id, &v);
+    c->place_replica = 0;
+    if (c->stage == CLIENT_FINISHED && !known)
+        c->stage = CLIENT_FORGOTTEN;
+    if (c->stage == CLIENT_LIVE && !known) {
+        if (c->told && w->opt.copy_mode == COPY_SYNC)
+            world_fail(w, "request %" PRIu64 " is lost at token %u", c->id, c->seen_n);
+        if (c->told) { // asynchronous copies: lost before the first one came
+            c->stage = CLIENT_REFUSED;
+            return;
+        }
+        c->stage = CLIENT_NEW;
+        plan(w, (uint32_t)(c->id - 1), w->now_us + world_between(w, SIM_MS(10), SIM_MS(300)));
+        return;
+    }
+    if (!known || c->stage != CLIENT_LIVE)
+        return;
+    if (w->opt.copy_mode == COPY_SYNC && v.tokens_n < c->seen_n)
+        world_fail(w, "request %" PRIu64 ": the copy has %u tokens, the client saw %u", c->id,
+                   v.tokens_n, c->seen_n);
+    if (v.finish != FINISH_NONE) { // it ended, and the client was not told yet
+        for (uint32_t i = c->seen_n; i < v.tokens_n; i++)
+            on_token(w, c, &(struct token_out){.index = i, .token = v.tokens[i]});
+        c->seen_n = v.tokens_n;
+        on_done(w, c,
+                &(struct coord_action){.done = {c->id, v.finish, v.status, v.text, v.prompt_n,
+                                                v.tokens_n, v.cached_n}});
+        return;
+    }
+    catch_up(w, c, &v);
+    if (c->stage == CLIENT_LIVE && c->attached) {
+        c->moved = true;
+        uint32_t grace_us = w->opt.coord.grace_ms * 800;
+        plan(w, (uint32_t)(c->id - 1), w->now_us + world_between(w, 1000, grace_us));
+    } else if (c->stage == CLIENT_LIVE) {
+        c->away_since_us = w->now_us; // the grace time begins anew
+    }
+}
+
+void clients_moved(struct world *w)
+{
+    for (size_t i = 0; i < w->clients_n; i++)
+        client_moved(w, &w->clients[i]);
+    clients_check(w);
+}
+
+// The word that a request is over may die with the coordinator: the next one goes on with it, and
+// its client is not there. With asynchronous copies so may the end itself.
+static bool is_over(struct world *w, const struct coord_action *a)
+{
+    uint64_t id = a->kind == COORD_QUEUED    ? a->queued.request
+                  : a->kind == COORD_TOKENS  ? a->tokens.request
+                  : a->kind == COORD_DONE    ? a->done.request
+                  : a->kind == COORD_REFUSED ? a->refused.request
+                                             : a->forget.request;
+    struct sim_client *c = client_of(w, id);
+    bool over = c->stage == CLIENT_REFUSED || c->stage == CLIENT_FORGOTTEN ||
+                (c->stage == CLIENT_FINISHED && w->opt.copy_mode == COPY_ASYNC);
+    if (!w->opt.standby || !over)
+        return false;
+    if (a->kind == COORD_FORGET && c->stage == CLIENT_FINISHED)
+        c->stage = CLIENT_FORGOTTEN;
+    return true;
+}
+
 void client_action(struct world *w, const struct coord_action *a)
 {
     struct sim_client *c;
+    if (w->restoring || is_over(w, a))
+        return; // told by clients_moved
     switch (a->kind) {
     case COORD_QUEUED:
         c = client_of(w, a->queued.request);
         expect_stage(w, c, CLIENT_LIVE, "QUEUED");
+        c->told = true;
         if (a->queued.position < 1 || a->queued.position > w->clients_n)
             world_fail(w, "request %" PRIu64 ": position %u", c->id, a->queued.position);
         break;
     case COORD_TOKENS:
         c = client_of(w, a->tokens.request);
         expect_stage(w, c, CLIENT_LIVE, "TOKENS");
+        c->told = true;
         for (uint32_t i = 0; i < a->tokens.tokens_n; i++)
             on_token(w, c, &a->tokens.tokens[i]);
         break;
@@ -251,7 +374,7 @@ void client_dispatched(struct world *w, const struct msg_dispatch *d)
     struct sim_client *c = client_of(w, d->journal.request);
     if (c->place_replica && w->epochs[c->place_replica] == c->place_epoch)
         world_fail(w, "request %" PRIu64 " was dispatched twice", c->id);
-    if (c->stage != CLIENT_LIVE)
+    if (c->stage != CLIENT_LIVE && !w->opt.standby)
         world_fail(w, "request %" PRIu64 " was dispatched and is %s", c->id, stage_names[c->stage]);
     if (d->epoch != w->epochs[d->replica])
         world_fail(w, "request %" PRIu64 " was dispatched to an old epoch", c->id);
@@ -285,6 +408,15 @@ static void check_journal(struct world *w, const struct sim_client *c)
     struct coord_request_view v;
     bool known = coord_request_find(w->coord, c->id, &v);
     bool due = c->stage == CLIENT_LIVE || c->stage == CLIENT_FINISHED;
+    // Actions that wait for the standby: the core is ahead of what clients see.
+    if (w->opt.standby) {
+        if (!known && c->stage == CLIENT_LIVE && !w->copier.held_n && !c->moved)
+            world_fail(w, "request %" PRIu64 " is unknown, and its client waits", c->id);
+        if (known && v.tokens_n < c->seen_n && w->opt.copy_mode == COPY_SYNC)
+            world_fail(w, "request %" PRIu64 ": the journal has %u tokens, the client saw %u",
+                       c->id, v.tokens_n, c->seen_n);
+        return;
+    }
     if (known != due)
         world_fail(w, "request %" PRIu64 " is %s for its client, and the coordinator %s it", c->id,
                    stage_names[c->stage], known ? "knows" : "does not know");

@@ -7,6 +7,8 @@
 
 void admin_send(struct world *w, enum coord_admin_op op, const char *target, uint64_t replica)
 {
+    if (!w->coord)
+        return;
     w->admin_sent++;
     if (target)
         world_tell(w, "operator > %s node %s", coord_admin_op_name(op), target);
@@ -155,7 +157,7 @@ static void replay(struct world *w, int i)
     struct sim_node *n = &w->nodes[i];
     const struct msg *m = n->said[prng_below(&w->prng, SIM_SAID)];
     uint64_t replica;
-    if (!m || !n->conn || !w->conns[n->conn - 1].coord_open)
+    if (!w->coord || !m || !n->conn || !w->conns[n->conn - 1].coord_open)
         return;
     if (m->kind != MSG_TOKENS && msg_epoch(m, &replica) == w->epochs[replica])
         return;
@@ -241,7 +243,9 @@ static void hit_order(struct world *w, enum fault_class f, int i)
 void fault_inject(struct world *w, enum fault_class f)
 {
     int i = any_node(w);
-    if (f == FAULT_STEP)
+    if (f == FAULT_COORD)
+        standby_kill_leader(w, (uint32_t)world_between(w, 50, 3000));
+    else if (f == FAULT_STEP)
         fail_step(w);
     else if (f <= FAULT_LIE || f == FAULT_ENGINE)
         hit_process(w, f, i);

@@ -229,6 +229,23 @@ static void probes(struct world *w)
     k->slow_ms = 1000;
 }
 
+static void with_standby(struct world *w)
+{
+    w->opt.standby = true;
+    w->opt.copy_mode = COPY_SYNC;
+}
+
+static void kill_coordinator(struct world *w, int arg)
+{
+    standby_kill_leader(w, 300);
+}
+
+static void script_coordinator_dies(struct world *w)
+{
+    at(w, 1200, kill_coordinator, 1);
+    at(w, 3200, kill_coordinator, 1);
+}
+
 static void script_lies(struct world *w)
 {
     at(w, 1200, lie, 2);
@@ -269,6 +286,8 @@ static const struct scenario scenarios[] = {
      6, 30, 4000, script_liar_of_two, probes},
     {"straggler", "a node takes five times as long as its peers: measured alone, and ejected", 3, 1,
      1, 3, 12, 300, 4500, script_slow, probes},
+    {"coordinator-dies", "the coordinator is killed, and later its successor: every stream goes on",
+     2, 2, 1, 4, 6, 200, 6500, script_coordinator_dies, with_standby},
     {"gives-way", "all places are taken: a request of band 0 gives way to one of band 9", 1, 1, 1,
      1, 8, 60, 2500, script_gives_way, NULL},
     {"re-attach", "one client drops its connection and comes back, one never does", 1, 1, 1, 1, 2,

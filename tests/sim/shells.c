@@ -21,6 +21,8 @@ static bool note_replica(void *arg, const struct coord_replica_view *v)
     for (uint32_t i = 0; i < v->stages * v->tensor && w->lies_n; i++)
         if (v->nodes[i] && w->nodes[atoi(v->nodes[i]) - 1].lies_us)
             w->lied[v->id] = true;
+    if (w->lied[v->id])
+        w->lied_us = w->now_us;
     w->max_seqs[v->id] = v->credits;
     w->ready_us[v->id] = v->state == COORD_REPLICA_READY ? v->state_since_us : UINT64_MAX;
     if (v->running > v->credits && v->credits)
@@ -31,6 +33,8 @@ static bool note_replica(void *arg, const struct coord_replica_view *v)
 
 static void world_views(struct world *w)
 {
+    if (!w->coord)
+        return;
     coord_each_replica(w->coord, note_replica, w);
 }
 
@@ -85,7 +89,10 @@ static void coord_action(struct world *w, const struct coord_action *a)
     case COORD_DONE:
     case COORD_REFUSED:
     case COORD_FORGET:
+        if (standby_holds(w, a))
+            break;
         client_action(w, a);
+        standby_told(w, a);
         break;
     }
 }
@@ -135,6 +142,8 @@ static void check_stale(struct world *w, const struct coord_actions *out, uint64
 void world_coord(struct world *w, struct coord_event *ev)
 {
     struct coord_actions out;
+    if (!w->coord)
+        return;
     ev->now_us = w->now_us;
     bool stale = is_stale(w, ev);
     if (stale) // so that what timers do is not taken for its effect
@@ -150,9 +159,11 @@ void world_coord(struct world *w, struct coord_event *ev)
         check_stale(w, &out, dropped);
     else if (ev->kind == COORD_NODE_MSG)
         client_released(w, ev->node.msg);
+    if (ev->kind == COORD_SUBMIT || ev->kind == COORD_RESTORE)
+        standby_submitted(w, ev->submit.request);
     for (size_t i = 0; i < out.n; i++)
         coord_action(w, &out.v[i]);
-    if (!check)
+    if (!check || w->restoring)
         return;
     clients_check(w);
     coord_each_node(w->coord, check_heard, w);
@@ -395,6 +406,8 @@ bool node_defers(struct world *w, struct sim_event *ev)
 
 void shell_to_coord(struct world *w, struct sim_event *ev)
 {
+    if (!w->coord)
+        return;
     struct coord_event e = {.kind = COORD_NODE_MSG, .node = {ev->conn, ev->msg}};
     if (ev->msg->kind == MSG_HELLO) {
         e.kind = COORD_NODE_UP;
@@ -481,6 +494,7 @@ void world_watch(struct world *w, int arg)
             world_fail(w, "node %s makes no step since %" PRIu64 " ms, and its replica serves",
                        n->name, n->steps_us / 1000);
     }
-    coord_each_node(w->coord, check_lies, w);
+    if (w->coord)
+        coord_each_node(w->coord, check_lies, w);
     world_call(w, w->now_us + SIM_MS(200), world_watch, 0);
 }

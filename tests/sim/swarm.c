@@ -232,13 +232,15 @@ static bool note_node(void *arg, const struct coord_node_view *v)
 
 static bool settled(struct world *w)
 {
+    if (!w->coord)
+        return false;
     struct coord_stats s;
     coord_stats(w->coord, &s);
-    uint32_t sequences = 0;
+    uint32_t sequences = 0, probes = w->opt.coord.probe_prompt_n ? w->opt.replicas : 0;
     for (uint32_t i = 0; i < w->opt.nodes; i++)
         sequences += node_sequences(w->nodes[i].core);
     return clients_finished(w) && s.replicas_ready == w->opt.replicas && !s.retained &&
-           s.credits_free == s.credits && !sequences && s.nodes == w->opt.nodes &&
+           s.credits_free == s.credits && sequences <= probes && s.nodes == w->opt.nodes &&
            w->admin_sent == w->admin_done;
 }
 
@@ -252,6 +254,9 @@ static void check_liveness(struct world *w, uint64_t bound_us)
     coord_each_request(w->coord, note_unfinished, w);
     coord_each_replica(w->coord, note_unready, w);
     coord_each_node(w->coord, note_node, w);
+    for (size_t i = 0; i < w->clients_n; i++)
+        if (w->clients[i].stage <= CLIENT_LIVE)
+            world_trace(w, "left over: client %zu waits at token %u", i + 1, w->clients[i].seen_n);
     world_fail(w,
                "not all requests ended, not all replicas serve, or work is left over, %" PRIu64
                " s after the last "
@@ -269,6 +274,8 @@ static void report(const struct world *w, struct swarm_report *sum)
     sum->moves += s.moves;
     sum->fences += s.fences;
     sum->preemptions += s.preemptions;
+    sum->takeovers += w->takeovers;
+    sum->restored += w->restored;
     sum->probes += s.probes;
     sum->quarantines += s.quarantines;
     for (size_t i = 0; i < w->clients_n; i++)
@@ -285,6 +292,11 @@ void swarm_run(uint64_t seed, bool print, uint64_t until_us, struct swarm_report
     draw_options(&w);
     draw_faults(&w, &s);
     draw_probes(&w, s.classes[FAULT_LIE]);
+    w.opt.standby = s.classes[FAULT_COORD];
+    if (w.opt.standby) // an end that is not kept cannot be told by a successor
+        w.opt.coord.retain_limit = 4096;
+    // What is computed again is the same only where nobody lies.
+    w.opt.copy_mode = s.classes[FAULT_LIE] || world_chance(&w, 0.7) ? COPY_SYNC : COPY_ASYNC;
     uint32_t clients = (uint32_t)world_between(&w, 1, 40);
     world_trace(&w, "%u replicas of %u x %u on %u nodes, %u clients", w.opt.replicas, w.opt.stages,
                 w.opt.tensor, w.opt.nodes, clients);
@@ -293,6 +305,8 @@ void swarm_run(uint64_t seed, bool print, uint64_t until_us, struct swarm_report
         draw_client(&w, s.heal_us);
     run_faults(&w, &s, until_us);
     if (w.now_us < until_us) {
+        while (!w.coord) // its standby is about to take over
+            run_until(&w, w.now_us + SIM_MS(500));
         faults_heal(&w);
         check_liveness(&w, SIM_S(180));
     }

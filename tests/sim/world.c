@@ -141,6 +141,12 @@ static void handle(struct world *w, struct sim_event *ev)
 {
     struct sim_node *n = ev->node >= 0 ? &w->nodes[ev->node] : NULL;
     switch (ev->kind) {
+    case SIM_COPY:
+        standby_record(w, ev);
+        break;
+    case SIM_ACK:
+        standby_acked(w, ev);
+        break;
     case SIM_TO_COORD:
         shell_to_coord(w, ev);
         break;
@@ -159,6 +165,13 @@ static void handle(struct world *w, struct sim_event *ev)
     case SIM_CONNECT:
         if (!n->alive || ev->gen != n->gen || n->conn)
             break;
+        if (!w->coord) { // refused: tries again
+            world_push(w, (struct sim_event){.at_us = w->now_us + world_between(w, 50000, 200000),
+                                             .kind = SIM_CONNECT,
+                                             .node = ev->node,
+                                             .gen = n->gen});
+            break;
+        }
         net_connect(w, ev->node);
         if (n->conn)
             node_event(w, ev->node, &(struct node_event){.kind = NODE_EV_COORD_UP});
@@ -197,6 +210,7 @@ bool world_step(struct world *w, uint64_t until_us)
     if (!net_intercept(w, &ev) && !node_defers(w, &ev))
         handle(w, &ev);
     msg_free(ev.msg);
+    free(ev.bytes);
     for (uint32_t i = 0; i < w->opt.nodes; i++)
         if (w->nodes[i].woken)
             node_reschedule(w, (int)i);
@@ -227,13 +241,19 @@ void world_start(struct world *w)
         w->nodes[i].incarnation = 100 * (i + 1);
         node_start(w, (int)i);
     }
+    standby_start(w);
     world_watch(w, 0);
 }
 
 void world_finish(struct world *w)
 {
-    for (size_t i = 0; i < w->heap_n; i++)
+    for (size_t i = 0; i < w->heap_n; i++) {
         msg_free(w->heap[i].msg);
+        free(w->heap[i].bytes);
+    }
+    copier_finish(&w->copier);
+    shadow_clear(&w->shadow);
+    wire_arena_finish(&w->copy_arena);
     free(w->heap);
     for (uint32_t i = 0; i < w->opt.nodes; i++) {
         node_free(w, &w->nodes[i]);

@@ -6,6 +6,7 @@
 //   shells.c   the shells of coordinator and nodes; invariants
 //   network.c  connections: delay, order, break, half-open, partition
 //   clients.c  who asks, stops, leaves and comes back; checks every token
+//   standby.c  copies, and another coordinator's taking over
 //   faults.c   what goes wrong
 //   swarm.c    sizes and faults drawn from a seed; the run; liveness
 //   overload.c a measured run with more than the cluster can do
@@ -17,9 +18,12 @@
 
 #include "base/prng.h"
 #include "base/strbuf.h"
+#include "coordinator/copier.h"
 #include "coordinator/coord.h"
+#include "coordinator/shadow.h"
 #include "node/engine_mock.h"
 #include "node/node.h"
+#include "proto/wire.h"
 
 enum { SIM_NODES = 48, SIM_SAID = 8 };
 #define SIM_MS(x) ((uint64_t)(x)*1000)
@@ -35,6 +39,8 @@ enum sim_kind {
     SIM_ENGINE,     // node's engine may have something
     SIM_NODE_TIMER,
     SIM_COORD_TIMER,
+    SIM_COPY,   // a record for the standby: bytes
+    SIM_ACK,    // the standby has records up to `conn`
     SIM_CLIENT, // client does what it planned
     SIM_CALL,   // a fault or a scripted line: fn(world, arg)
 };
@@ -48,6 +54,8 @@ struct sim_event {
     uint64_t gen; // of what it belongs to; another one now = void
     uint64_t conn;
     struct msg *msg; // owned
+    char *bytes;     // owned
+    size_t bytes_n;
     uint32_t client;
     void (*fn)(struct world *w, int arg);
     int arg;
@@ -104,6 +112,8 @@ struct sim_client {
     uint32_t stop_at; // finds a stop string when it has so many tokens; 0 = never
     uint64_t leave_us, return_us, cancel_us; // 0 = never
     bool attached, asked_stop, asked_cancel;
+    bool told;  // it has seen something of its request
+    bool moved; // must find its request at the new coordinator
     uint64_t away_since_us;
     uint64_t first_us, last_us, done_us, longest_gap_us;
     enum finish_reason finish;
@@ -119,7 +129,9 @@ struct sim_options {
     struct coord_config coord;
     uint64_t delay_min_us, delay_max_us; // one way, per message
     bool pulse_channel;                  // heartbeats on a connection of their own
-    bool late;                           // closed connections still deliver some of what was sent
+    bool standby;                        // of the coordinator
+    enum copy_mode copy_mode;
+    bool late; // closed connections still deliver some of what was sent
 };
 
 struct world {
@@ -130,7 +142,14 @@ struct world {
     uint64_t now_us, order;
     struct sim_event *heap; // owned
     size_t heap_n, heap_cap;
-    struct coord *coord;
+    struct coord *coord; // NULL: killed, its standby has not taken over yet
+    bool copying;        // a standby is connected
+    struct copier copier;
+    struct shadow shadow;
+    struct wire_arena copy_arena;
+    uint64_t copy_gen, copy_last_us;
+    bool restoring;
+    uint64_t takeovers, restored;
     uint64_t coord_timer_gen;
     struct mock_fabric *fabric;
     struct sim_node nodes[SIM_NODES];
@@ -141,6 +160,7 @@ struct world {
     uint64_t epochs[64]; // of the replicas (by id), as the coordinator sees them
     uint32_t max_seqs[64];
     bool lied[64];          // a rank of the replica lies, or did in this epoch
+    uint64_t lied_us;       // the last time that any did; 0 = never
     uint64_t lied_step[64]; // the step in which it was fenced, when it did
     uint64_t ready_us[64];  // READY since; UINT64_MAX = is not
     uint32_t lies_n;        // nodes that lie
@@ -232,16 +252,27 @@ enum fault_class {
     FAULT_DRAIN,
     FAULT_FAILOVER,
     FAULT_EJECT,
+    FAULT_COORD, // the coordinator is killed; its standby takes over
     FAULT_CLASSES,
 };
 void fault_inject(struct world *w, enum fault_class f);
 void faults_heal(struct world *w); // everything works again, nodes come back
 void admin_send(struct world *w, enum coord_admin_op op, const char *target, uint64_t replica);
 
+// ---- standby.c ----
+void standby_start(struct world *w);
+void standby_submitted(struct world *w, uint64_t id);
+bool standby_holds(struct world *w, const struct coord_action *a); // clients do not see it yet
+void standby_told(struct world *w, const struct coord_action *a);
+void standby_record(struct world *w, struct sim_event *ev);
+void standby_acked(struct world *w, const struct sim_event *ev);
+void standby_kill_leader(struct world *w, uint32_t pause_ms);
+void clients_moved(struct world *w); // another coordinator has what was copied
+
 // ---- swarm.c, golden.c ----
 struct swarm_report {
-    uint64_t steps, tokens, requests, moves, preemptions, probes, quarantines, lies, fences, stale,
-        virtual_us;
+    uint64_t steps, tokens, requests, moves, preemptions, probes, quarantines, lies, takeovers,
+        restored, fences, stale, virtual_us;
 };
 void swarm_run(uint64_t seed, bool print, uint64_t until_us, struct swarm_report *sum);
 // 0 = all traces are as kept; else the number that differ. bless: write them anew.

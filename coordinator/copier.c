@@ -1,0 +1,181 @@
+// A queue of deep copies, each in one allocation.
+#include "coordinator/copier.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/mem.h"
+
+struct held {
+    struct held *next;
+    uint64_t need; // record that must be acknowledged
+    bool told;     // handed out: freed at the next call
+    struct coord_action action;
+};
+
+static bool is_seen(const struct coord_action *a)
+{
+    switch (a->kind) {
+    case COORD_QUEUED:
+    case COORD_TOKENS:
+    case COORD_DONE:
+    case COORD_REFUSED:
+    case COORD_FORGET:
+        return true;
+    default:
+        return false;
+    }
+}
+
+static void put_text(struct held *h, const char **at)
+{
+    *at = strcpy((char *)(h + 1), *at);
+}
+
+static struct held *copy_tokens(const struct coord_action *a)
+{
+    uint32_t n = a->tokens.tokens_n, tops = 0;
+    for (uint32_t i = 0; i < n; i++)
+        tops += a->tokens.tokens[i].top_n;
+    struct held *h =
+        mem_zalloc(1, sizeof *h + n * sizeof(struct token_out) + tops * sizeof(struct logprob));
+    struct token_out *t = (struct token_out *)(h + 1);
+    struct logprob *top = (struct logprob *)(t + n);
+    if (n)
+        memcpy(t, a->tokens.tokens, n * sizeof *t);
+    for (uint32_t i = 0; i < n; i++) {
+        if (t[i].top_n)
+            memcpy(top, t[i].top, t[i].top_n * sizeof *top);
+        t[i].top = top;
+        top += t[i].top_n;
+    }
+    h->action = *a;
+    h->action.tokens.tokens = t;
+    return h;
+}
+
+static struct held *copy_action(const struct coord_action *a)
+{
+    if (a->kind == COORD_TOKENS)
+        return copy_tokens(a);
+    const char *text = a->kind == COORD_DONE      ? a->done.text
+                       : a->kind == COORD_REFUSED ? a->refused.text
+                                                  : "";
+    struct held *h = mem_zalloc(1, sizeof *h + strlen(text) + 1);
+    h->action = *a;
+    if (a->kind == COORD_DONE)
+        put_text(h, &h->action.done.text);
+    if (a->kind == COORD_REFUSED)
+        put_text(h, &h->action.refused.text);
+    return h;
+}
+
+static void drop_first(struct copier *c)
+{
+    struct held *h = c->first;
+    c->first = h->next;
+    if (!c->first)
+        c->last = NULL;
+    c->held_n--;
+    free(h);
+}
+
+void copier_finish(struct copier *c)
+{
+    while (c->first)
+        drop_first(c);
+}
+
+uint64_t copier_stamp(struct copier *c)
+{
+    return ++c->seq;
+}
+
+void copier_syncing(struct copier *c, uint64_t seq)
+{
+    c->synced = false;
+    c->synced_seq = seq;
+}
+
+void copier_ack(struct copier *c, uint64_t seq)
+{
+    if (seq <= c->acked || seq > c->seq)
+        return;
+    c->acked = seq;
+    if (c->synced_seq && seq >= c->synced_seq) {
+        c->synced = true;
+        c->synced_seq = 0;
+    }
+}
+
+void copier_lost(struct copier *c)
+{
+    c->synced = false;
+    c->synced_seq = 0;
+    c->acked = c->seq;
+}
+
+bool copier_hold(struct copier *c, const struct coord_action *a)
+{
+    bool waits = c->mode == COPY_SYNC && (c->synced || c->synced_seq) && c->acked < c->seq;
+    if (!is_seen(a) || (!waits && !c->first))
+        return false;
+    struct held *h = copy_action(a);
+    h->need = c->seq;
+    if (c->last)
+        c->last->next = h;
+    else
+        c->first = h;
+    c->last = h;
+    c->held_n++;
+    return true;
+}
+
+const struct coord_action *copier_next(struct copier *c)
+{
+    if (c->first && c->first->told)
+        drop_first(c);
+    if (!c->first || c->first->need > c->acked)
+        return NULL;
+    c->first->told = true;
+    return &c->first->action;
+}
+
+bool copier_record(const struct coord_action *a, struct copy_record *out)
+{
+    switch (a->kind) {
+    case COORD_TOKENS:
+        *out = (struct copy_record){.what = COPY_TOKENS,
+                                    .request = a->tokens.request,
+                                    .first = a->tokens.first_index,
+                                    .tokens = a->tokens.tokens,
+                                    .tokens_n = a->tokens.tokens_n,
+                                    .fingerprint = a->tokens.fingerprint};
+        return true;
+    case COORD_DONE:
+        *out = (struct copy_record){.what = COPY_DONE,
+                                    .request = a->done.request,
+                                    .finish = a->done.finish,
+                                    .status = a->done.status,
+                                    .text = a->done.text,
+                                    .emitted_n = a->done.emitted_n,
+                                    .cached_n = a->done.cached_n};
+        return true;
+    default:
+        return false;
+    }
+}
+
+bool copier_record_after(const struct coord_action *a, struct copy_record *out)
+{
+    switch (a->kind) {
+    case COORD_REFUSED:
+        *out = (struct copy_record){.what = COPY_FORGET, .request = a->refused.request};
+        return true;
+    case COORD_FORGET:
+        *out = (struct copy_record){.what = COPY_FORGET, .request = a->forget.request};
+        return true;
+    default:
+        return false;
+    }
+}

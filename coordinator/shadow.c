@@ -1,0 +1,153 @@
+// Applies records one by one. A leader is trusted to be one of ours, but not to be without bugs:
+// numbers must follow each other and tokens must fit the journal.
+#include "coordinator/shadow.h"
+
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/mem.h"
+
+enum { SHADOW_REQUESTS = 1 << 20 };
+
+static struct shadow_request *find(const struct shadow *s, uint64_t id)
+{
+    struct shadow_request *q;
+    HASH_FIND(hh, s->requests, &id, sizeof id, q);
+    return q;
+}
+
+static void forget(struct shadow *s, struct shadow_request *q)
+{
+    HASH_DEL(s->requests, q);
+    s->n--;
+    for (uint32_t i = 0; i < q->restore.emitted_n; i++)
+        free((void *)q->tokens[i].top);
+    for (uint32_t i = 0; i < q->head.stop_n; i++)
+        free((void *)q->head.stop[i].v);
+    free((void *)q->head.stop);
+    free((void *)q->restore.submit.prompt);
+    free((void *)q->restore.submit.tenant);
+    free((void *)q->restore.emitted);
+    free((void *)q->restore.text);
+    free(q->tokens);
+    free(q);
+}
+
+void shadow_clear(struct shadow *s)
+{
+    struct shadow_request *q, *next;
+    HASH_ITER(hh, s->requests, q, next)
+    forget(s, q);
+    *s = (struct shadow){0};
+}
+
+static void append(struct shadow_request *q, const struct token_out *t)
+{
+    size_t n = q->restore.emitted_n;
+    int32_t *emitted = (int32_t *)q->restore.emitted;
+    MEM_GROW(emitted, n, q->emitted_cap);
+    MEM_GROW(q->tokens, n, q->tokens_cap);
+    emitted[n] = t->token;
+    q->tokens[n] = *t;
+    q->tokens[n].finish = FINISH_NONE;
+    q->tokens[n].top = mem_dup(t->top, t->top_n * sizeof *t->top);
+    q->restore.emitted = emitted;
+    q->restore.emitted_n++;
+}
+
+static void take_head(struct shadow_request *q, const struct copy_head *h)
+{
+    struct rpc_text *stop = mem_zalloc(h->stop_n + 1, sizeof *stop);
+    for (uint32_t i = 0; i < h->stop_n; i++) {
+        stop[i].n = h->stop[i].n;
+        stop[i].v = mem_dup(h->stop[i].v, h->stop[i].n);
+    }
+    q->head = *h;
+    q->head.stop = stop;
+}
+
+static enum status submit(struct shadow *s, const struct copy_record *r, struct errmsg *err)
+{
+    const struct journal *j = &r->journal;
+    if (find(s, r->request))
+        return errmsg_set(err, STATUS_LINK_PROTOCOL, "request %" PRIu64 " came twice", r->request);
+    if (s->n == SHADOW_REQUESTS)
+        return errmsg_set(err, STATUS_FULL, "%d requests are copied already", SHADOW_REQUESTS);
+    struct shadow_request *q = mem_zalloc(1, sizeof *q);
+    q->restore.submit = (struct coord_submit){
+        .request = r->request,
+        .prompt = mem_dup(j->prompt, j->prompt_n * sizeof *j->prompt),
+        .prompt_n = j->prompt_n,
+        .max_tokens = j->max_tokens,
+        .stop_ids_n = j->stop_ids_n,
+        .sampling = j->sampling,
+        .tenant = mem_strdup(r->tenant),
+        .band = j->band,
+        .session = r->session,
+    };
+    memcpy(q->restore.submit.stop_ids, j->stop_ids, sizeof j->stop_ids);
+    q->restore.fingerprint = r->fingerprint;
+    q->restore.text = mem_strdup("");
+    take_head(q, &r->head);
+    for (uint32_t i = 0; i < j->emitted_n; i++)
+        append(q, &(struct token_out){.index = i, .token = j->emitted[i]});
+    HASH_ADD(hh, s->requests, restore.submit.request, sizeof r->request, q);
+    s->n++;
+    return STATUS_OK;
+}
+
+static enum status tokens(struct shadow_request *q, const struct copy_record *r, struct errmsg *err)
+{
+    if (r->first != q->restore.emitted_n || q->restore.finish)
+        return errmsg_set(err, STATUS_LINK_PROTOCOL,
+                          "request %" PRIu64 ": token %u came, %u are here%s", r->request, r->first,
+                          q->restore.emitted_n, q->restore.finish ? ", and it is finished" : "");
+    for (uint32_t i = 0; i < r->tokens_n; i++)
+        append(q, &r->tokens[i]);
+    q->restore.fingerprint = r->fingerprint;
+    return STATUS_OK;
+}
+
+static enum status done(struct shadow_request *q, const struct copy_record *r, struct errmsg *err)
+{
+    if (q->restore.finish || !r->finish || r->emitted_n > q->restore.emitted_n)
+        return errmsg_set(err, STATUS_LINK_PROTOCOL,
+                          "request %" PRIu64 ": finished twice, or with tokens that did not come",
+                          r->request);
+    while (q->restore.emitted_n > r->emitted_n) // behind a stop string
+        free((void *)q->tokens[--q->restore.emitted_n].top);
+    q->restore.finish = r->finish;
+    q->restore.status = r->status;
+    q->restore.cached_n = r->cached_n;
+    free((void *)q->restore.text);
+    q->restore.text = mem_strdup(r->text);
+    return STATUS_OK;
+}
+
+enum status shadow_take(struct shadow *s, const struct copy_record *r, struct errmsg *err)
+{
+    if (s->seq && r->seq != s->seq + 1)
+        return errmsg_set(err, STATUS_LINK_PROTOCOL, "record %" PRIu64 " came after %" PRIu64,
+                          r->seq, s->seq);
+    s->seq = r->seq;
+    if (r->epoch > s->epoch)
+        s->epoch = r->epoch;
+    struct shadow_request *q = r->request ? find(s, r->request) : NULL;
+    switch (r->what) {
+    case COPY_SUBMIT:
+        return submit(s, r, err);
+    case COPY_TOKENS:
+        return q ? tokens(q, r, err) : STATUS_OK; // of one that was refused in the same breath
+    case COPY_DONE:
+        return q ? done(q, r, err) : STATUS_OK;
+    case COPY_FORGET:
+        if (q)
+            forget(s, q);
+        return STATUS_OK;
+    case COPY_SYNCED:
+        s->synced = true;
+        return STATUS_OK;
+    }
+    return errmsg_set(err, STATUS_LINK_PROTOCOL, "a record of kind %d", r->what);
+}
