@@ -45,6 +45,15 @@ def test_shapes_without_weights():
     assert abs(size["size"] - (2 * 151936 * 1536 + 46.8e6) * 2e-9) < 0.01
 
 
+def test_one_rank_alone():
+    """A rank of two moves about half of what an undivided model does (its router and latents are whole)."""
+    moved = []
+    for args in [[], ["--tensor-rank-of", "2"]]:
+        figures, _ = bench("decode", "--batch", "8", "--steps", "1", *args)
+        moved += [f["value"] for f in figures if f["metric"] == "must move"]
+    assert 0.4 < moved[1] / moved[0] < 0.8, moved
+
+
 def test_wrong_uses():
     for args, said in [
         (["decode", "--batch", "1,x"], "--batch 1,x"),
