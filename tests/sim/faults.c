@@ -195,7 +195,7 @@ static void hit_process(struct world *w, enum fault_class f, int i)
     case FAULT_LIE:
         world_trace(w, "node %s > lies", n->name);
         node_lie(w, i, true);
-        later(w, 500, 8000, end_lie, i);
+        later(w, 500, 12000, end_lie, i);
         break;
     default: // FAULT_ENGINE
         world_trace(w, "node %s > its engine hangs", n->name);

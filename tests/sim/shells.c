@@ -462,7 +462,17 @@ void shell_node_down(struct world *w, struct sim_event *ev)
 
 // ---- watching ----
 
-// A rank that lies must not count as serving for longer than the probes take to tell.
+// How long a replica may take for a golden probe, when a node is slow: eight times, at most.
+static uint64_t probe_us(const struct world *w)
+{
+    const struct mock_config *m = &w->opt.mock;
+    uint64_t stage_us = m->step_us + (uint64_t)m->max_rows * m->row_us;
+    return 8 * w->opt.stages * stage_us * (w->opt.coord.probe_tokens_n + 2) +
+           4 * w->opt.delay_max_us;
+}
+
+// A rank that lies must not count as serving for longer than the probes take to tell; a hang, which
+// they would wait for, is noticed by itself.
 static bool check_lies(void *arg, const struct coord_node_view *v)
 {
     struct world *w = arg;
@@ -471,8 +481,9 @@ static bool check_lies(void *arg, const struct coord_node_view *v)
     if (!n->lies_us || !v->replica || w->ready_us[v->replica] == UINT64_MAX || !k->probe_expect)
         return true;
     uint64_t since = w->ready_us[v->replica] > n->lies_us ? w->ready_us[v->replica] : n->lies_us;
-    uint64_t limit = k->probe_interval_ms + k->probe_failures * k->probe_timeout_ms + 500;
-    if (w->now_us > since + SIM_MS(limit))
+    uint64_t limit_us = SIM_MS(k->probe_interval_ms + k->hang_ms + 1500) +
+                        (k->probe_failures + 1) * probe_us(w);
+    if (w->now_us > since + limit_us)
         world_fail(w, "node %s lies since %" PRIu64 " ms, and replica %" PRIu64 " serves", v->name,
                    n->lies_us / 1000, v->replica);
     return true;
