@@ -240,6 +240,21 @@ static void tenants(const struct coord *core, struct strbuf *out)
     }
 }
 
+static bool put_breaker(void *arg, const struct coord_breaker_view *b)
+{
+    struct strbuf *out = arg;
+    strbuf_printf(out, "hadal_breaker_open{metric=\"%s\",threshold=\"%s%g\",action=\"%s\"} %d\n",
+                  coord_breaker_metric_name(b->rule.metric), b->rule.below ? "<" : ">",
+                  b->rule.threshold, coord_breaker_action_name(b->rule.action), b->open);
+    return true;
+}
+
+static void breakers(const struct coord *core, struct strbuf *out)
+{
+    header(out, "hadal_breaker_open", "gauge", "1 while a rule of the configuration acts.");
+    coord_each_breaker(core, put_breaker, out);
+}
+
 static void work(const struct coord_stats *st, struct strbuf *out)
 {
     counter(out, "hadal_tokens_total", "Tokens generated.", st->tokens);
@@ -301,6 +316,7 @@ void admin_metrics(const struct admin_view *v, struct strbuf *out)
     gpus(v->core, out);
     requests(&st, out);
     tenants(v->core, out);
+    breakers(v->core, out);
     work(&st, out);
     clients(v->counters, out);
     gauge(out, "hadal_resident_bytes", "Resident memory of the coordinator.", admin_rss_bytes());

@@ -10,13 +10,19 @@
 #include "base/limits.h"
 #include "base/mem.h"
 
-enum { PROBE_ANSWER_MAX = 32, TENANTS = 1024, TENANT_KEYS = 64, BANDS = 10 };
+enum { PROBE_ANSWER_MAX = 32, TENANTS = 1024, TENANT_KEYS = 64, BANDS = 10, BREAKERS = 64 };
 
 struct yaml_tenant {
     char *name;
     int64_t *weight, *tokens_per_s, *burst_tokens, *max_band;
     char **keys;
     unsigned keys_count;
+};
+
+struct yaml_breaker {
+    char *metric, *action;
+    double *above, *below;
+    int64_t for_ms, *value;
 };
 
 struct yaml_band {
@@ -40,6 +46,8 @@ struct yaml {
     bool *require_key;
     struct yaml_tenant *tenants;
     unsigned tenants_count;
+    struct yaml_breaker *breakers;
+    unsigned breakers_count;
     struct yaml_band *bands;
     unsigned bands_count;
     int64_t *http_connections, *rpc_connections, *idle_ms, *write_stall_ms, *keepalive_ms, *stop_ms;
@@ -69,6 +77,21 @@ static const cyaml_schema_field_t tenant_fields[] = {
 };
 static const cyaml_schema_value_t tenant_schema = {
     CYAML_VALUE_MAPPING(CYAML_FLAG_DEFAULT, struct yaml_tenant, tenant_fields),
+};
+static const cyaml_schema_field_t breaker_fields[] = {
+    CYAML_FIELD_STRING_PTR("metric", CYAML_FLAG_POINTER, struct yaml_breaker, metric, 1, 64),
+    CYAML_FIELD_STRING_PTR("action", CYAML_FLAG_POINTER, struct yaml_breaker, action, 1, 64),
+    CYAML_FIELD_FLOAT_PTR("above", CYAML_FLAG_POINTER | CYAML_FLAG_OPTIONAL, struct yaml_breaker,
+                          above),
+    CYAML_FIELD_FLOAT_PTR("below", CYAML_FLAG_POINTER | CYAML_FLAG_OPTIONAL, struct yaml_breaker,
+                          below),
+    CYAML_FIELD_INT("for_ms", CYAML_FLAG_DEFAULT, struct yaml_breaker, for_ms),
+    CYAML_FIELD_INT_PTR("value", CYAML_FLAG_POINTER | CYAML_FLAG_OPTIONAL, struct yaml_breaker,
+                        value),
+    CYAML_FIELD_END,
+};
+static const cyaml_schema_value_t breaker_schema = {
+    CYAML_VALUE_MAPPING(CYAML_FLAG_DEFAULT, struct yaml_breaker, breaker_fields),
 };
 static const cyaml_schema_field_t band_fields[] = {
     CYAML_FIELD_INT("band", CYAML_FLAG_DEFAULT, struct yaml_band, band),
@@ -122,6 +145,8 @@ static const cyaml_schema_field_t fields[] = {
                          require_key),
     CYAML_FIELD_SEQUENCE("tenants", CYAML_FLAG_POINTER | CYAML_FLAG_OPTIONAL, struct yaml, tenants,
                          &tenant_schema, 0, TENANTS),
+    CYAML_FIELD_SEQUENCE("breakers", CYAML_FLAG_POINTER | CYAML_FLAG_OPTIONAL, struct yaml,
+                         breakers, &breaker_schema, 0, BREAKERS),
     CYAML_FIELD_SEQUENCE("bands", CYAML_FLAG_POINTER | CYAML_FLAG_OPTIONAL, struct yaml, bands,
                          &band_schema, 0, BANDS),
     NUMBER(http_connections),
@@ -316,6 +341,48 @@ static enum status take_transport(const char *path, const char *name, enum trans
                       "%s: transport: '%s' is none of auto, shm, tcp, verbs", path, name);
 }
 
+static enum status take_breaker(const char *path, unsigned at, const struct yaml_breaker *y,
+                                struct coord_breaker *b, struct errmsg *err)
+{
+    int metric = 0, action = 0;
+    while (metric < BREAKER_METRICS &&
+           strcmp(y->metric, coord_breaker_metric_name((enum coord_breaker_metric)metric)))
+        metric++;
+    while (action < BREAKER_ACTIONS &&
+           strcmp(y->action, coord_breaker_action_name((enum coord_breaker_action)action)))
+        action++;
+    if (metric == BREAKER_METRICS || action == BREAKER_ACTIONS)
+        return errmsg_set(err, STATUS_BAD_CONFIG, "%s: breakers[%u]: no metric '%s' or action '%s'",
+                          path, at, y->metric, y->action);
+    if (!y->above == !y->below)
+        return errmsg_set(err, STATUS_BAD_CONFIG, "%s: breakers[%u]: give one of above and below",
+                          path, at);
+    bool wants_value = action != BREAKER_STOP_ADMISSION;
+    if (y->for_ms < 0 || y->for_ms > 86400000 ||
+        (wants_value && (!y->value || *y->value < 1 || *y->value > LIMIT_CONTEXT)))
+        return errmsg_set(err, STATUS_BAD_CONFIG,
+                          "%s: breakers[%u]: for_ms must be in 0..86400000, value above 0", path,
+                          at);
+    *b = (struct coord_breaker){.metric = (enum coord_breaker_metric)metric,
+                                .below = y->below != NULL,
+                                .threshold = y->below ? *y->below : *y->above,
+                                .for_ms = (uint32_t)y->for_ms,
+                                .action = (enum coord_breaker_action)action,
+                                .value = wants_value ? (uint32_t)*y->value : 0};
+    return STATUS_OK;
+}
+
+static enum status take_breakers(const char *path, const struct yaml *y,
+                                 struct coordinator_config *c, struct errmsg *err)
+{
+    enum status s = STATUS_OK;
+    c->breakers = mem_zalloc(y->breakers_count + 1, sizeof *c->breakers);
+    for (unsigned i = 0; i < y->breakers_count && !s; i++)
+        s = take_breaker(path, i, &y->breakers[i], &c->breakers[i], err);
+    c->core.breakers_n = y->breakers_count;
+    return s;
+}
+
 static enum status take_copies(const char *path, const char *name, enum copy_mode *out,
                                struct errmsg *err)
 {
@@ -364,6 +431,8 @@ enum status coordinator_config_load(const char *path, struct coordinator_config 
             s = take_tenants(path, y, &next, err);
         if (!s)
             s = take_copies(path, y->copies, &next.copies, err);
+        if (!s)
+            s = take_breakers(path, y, &next, err);
     }
     config_free(&schema, data);
     if (s) {
@@ -388,6 +457,7 @@ void coordinator_config_finish(struct coordinator_config *c)
     for (uint32_t i = 0; i < c->tenants_n; i++)
         free((char *)c->tenants[i].name);
     free(c->tenants);
+    free(c->breakers);
     identity_finish(&c->identity);
     *c = (struct coordinator_config){.ready_fd = -1};
 }
@@ -397,6 +467,7 @@ enum status coordinator_config_check(struct coordinator_config *c, struct errmsg
     c->core.model_dir = c->model;
     c->core.tenants = c->tenants;
     c->core.tenants_n = c->tenants_n;
+    c->core.breakers = c->breakers;
     if (strlen(c->model) >= LIMIT_PATH)
         return errmsg_set(err, STATUS_BAD_CONFIG, "model: the path is too long");
     if (c->model_name && strlen(c->model_name) >= LIMIT_NAME)

@@ -17,6 +17,7 @@ struct coordinator_config {
     struct coord_config core;     // its model_dir borrows `model`, its tenants those here
     struct coord_tenant *tenants; // owned, and their names
     uint32_t tenants_n;
+    struct coord_breaker *breakers; // owned
     struct identity identity;
     char *probe_prompt;         // owned; text of the golden probe
     uint32_t probe_interval_ms; // 0 = no probes

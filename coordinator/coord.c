@@ -122,6 +122,13 @@ static enum status config_check(const struct coord_config *k, struct errmsg *err
             "answer; its times, its failures and quarantine_ms are above 0, "
             "slow_factor is at least 1",
             PROBE_PROMPT, PROBE_TOKENS);
+    for (uint32_t i = 0; i < k->breakers_n; i++)
+        if (k->breakers[i].metric >= BREAKER_METRICS || k->breakers[i].action >= BREAKER_ACTIONS ||
+            (k->breakers[i].action == BREAKER_CAP_TOKENS && !k->breakers[i].value))
+            return errmsg_set(err, STATUS_BAD_CONFIG,
+                              "coordinator: breakers[%u]: an unknown metric or action, or a cap of "
+                              "0 tokens",
+                              i);
     for (uint32_t i = 0; i < k->tenants_n; i++)
         if (!tenant_ok(k, i))
             return errmsg_set(
@@ -148,6 +155,17 @@ static void take_probe(struct coord *c, const struct coord_config *cfg)
     c->cfg.probe_tolerance = 0; // nothing is known of its log-probabilities
 }
 
+static void take_breakers(struct coord *c, const struct coord_config *cfg)
+{
+    c->breakers_n = cfg->breakers_n;
+    c->breakers = mem_zalloc(cfg->breakers_n + 1, sizeof *c->breakers);
+    for (uint32_t i = 0; i < cfg->breakers_n; i++)
+        c->breakers[i].rule = cfg->breakers[i];
+    c->cfg.breakers = NULL;
+    if (cfg->breakers_n)
+        core_arm(c, &c->breaker_timer, TIMER_BREAKERS, 0);
+}
+
 struct coord *coord_create(const struct coord_config *cfg, struct errmsg *err)
 {
     if (config_check(cfg, err) != STATUS_OK)
@@ -166,6 +184,7 @@ struct coord *coord_create(const struct coord_config *cfg, struct errmsg *err)
                  cfg->tenants_limit);
     c->cfg.tenants = NULL;
     take_probe(c, cfg);
+    take_breakers(c, cfg);
     if (cfg->slow_ms && prober_on(c)) // it is a probe that clears or convicts a straggler
         core_arm(c, &c->pace_timer, TIMER_PACE, 0);
     replicas_init(c);
@@ -186,6 +205,7 @@ void coord_destroy(struct coord *c)
     arena_finish(&c->arena);
     free(c->actions);
     free(c->probe_prompt);
+    free(c->breakers);
     free(c->model_dir);
     free(c);
 }
@@ -328,6 +348,9 @@ static void fire(struct coord *c, struct timer *t)
         break;
     case TIMER_QUARANTINE:
         quarantine_timer(c, CONTAINER_OF(t, struct member, quarantine_timer));
+        break;
+    case TIMER_BREAKERS:
+        breakers_timer(c);
         break;
     case TIMER_PACE:
         quarantine_pace_timer(c);

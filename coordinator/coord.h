@@ -43,6 +43,36 @@ struct coord_tenant {
     uint8_t max_band;      // higher ones that its requests name are lowered to it
 };
 
+// What a breaker looks at: percent, ms, or a number.
+enum coord_breaker_metric {
+    BREAKER_GPU_UTILIZATION, // mean over nodes with a GPU that are in a replica
+    BREAKER_KV_USED,         // percent of the KV blocks of ready replicas
+    BREAKER_CREDITS_USED,    // percent
+    BREAKER_QUEUE_LENGTH,
+    BREAKER_QUEUE_ETA, // ms that the last one waits
+    BREAKER_TTFT,      // ms from the dispatch to the first token, mean of the last ones
+    BREAKER_STEP,      // ms, mean over ready replicas
+    BREAKER_REPLICAS_READY,
+    BREAKER_METRICS,
+};
+enum coord_breaker_action {
+    BREAKER_REJECT_LOW, // refuse bands below `value`
+    BREAKER_CAP_TOKENS, // of new requests: at most `value`
+    BREAKER_STOP_ADMISSION,
+    BREAKER_ACTIONS,
+};
+const char *coord_breaker_metric_name(enum coord_breaker_metric m); // "gpu_utilization"; NULL
+const char *coord_breaker_action_name(enum coord_breaker_action a); // "reject_low_priority"; NULL
+
+struct coord_breaker {
+    enum coord_breaker_metric metric;
+    bool below; // else above
+    double threshold;
+    uint32_t for_ms; // so long: opens; as long good again: closes
+    enum coord_breaker_action action;
+    uint32_t value;
+};
+
 struct coord_config {
     const char *model_dir;           // as the nodes see it; copied
     uint32_t replicas;               // wanted number of replicas, 1..COORD_MAX_REPLICAS
@@ -86,6 +116,8 @@ struct coord_config {
     uint8_t ageing_band;               // but not above this one
     uint32_t preempt_limit;        // a running request gives way to a higher band at most so often
     uint32_t band_deadline_ms[10]; // for requests that name none; 0 = default_deadline_ms
+    const struct coord_breaker *breakers; // breakers_n of them, copied
+    uint32_t breakers_n;
     // Requests.
     uint32_t max_context;         // tokens; used until a lead told its own. 0 = not known yet
     uint32_t queue_limit;         // requests waiting
@@ -204,6 +236,7 @@ enum coord_refusal {
     COORD_REFUSE_QUEUE_FULL,      // retry after a while                            (429)
     COORD_REFUSE_NO_CAPACITY,     // waited to its deadline and no replica serves   (503)
     COORD_REFUSE_DEADLINE,        // could not, or did not, start before its deadline (429)
+    COORD_REFUSE_BREAKER,         // a rule of the configuration keeps it out       (503)
     COORD_REFUSE_QUOTA,           // its tenant has used up its rate of tokens      (429)
     COORD_REFUSE_DRAINING,        // the coordinator is being shut down             (503)
     COORD_REFUSE_PROMPT_TOO_LONG, // the context has no room for it                 (400)
@@ -403,6 +436,14 @@ struct coord_tenant_view {
 uint64_t coord_epoch(const struct coord *c); // highest used
 void coord_stats(const struct coord *c, struct coord_stats *out);
 bool coord_tenant_name_ok(const char *name); // 1..63 bytes, printable, no space, quote or backslash
+struct coord_breaker_view {
+    struct coord_breaker rule;
+    bool open;
+    double value; // last figure
+    uint64_t opened;
+};
+void coord_each_breaker(const struct coord *c,
+                        bool (*fn)(void *arg, const struct coord_breaker_view *), void *arg);
 void coord_each_tenant(const struct coord *c,
                        bool (*fn)(void *arg, const struct coord_tenant_view *), void *arg);
 // Calls fn for each, in the order of arrival (replicas: by id), until it returns false.

@@ -11,6 +11,7 @@
 //   tokens.c     how tokens enter the journals
 //   dispatch.c   the queues' order, routing, hand-over
 //   preempt.c    running requests give way to higher bands
+//   breakers.c   rules of the configuration
 //   notices.c    places and estimates told to those who wait
 //   admin.c      operators' commands
 //   views.c      read-only views and coord_check
@@ -21,6 +22,7 @@
 #include "base/sm.h"
 #include "coordinator/arena.h"
 #include "coordinator/coord.h"
+#include "coordinator/breaker.h"
 #include "coordinator/eta.h"
 #include "coordinator/fair.h"
 #include "coordinator/pace.h"
@@ -40,6 +42,7 @@ enum timer_kind {
     TIMER_PROBE,   // a replica's next probe, or the one under way took too long
     TIMER_QUARANTINE,
     TIMER_PACE,
+    TIMER_BREAKERS,
 };
 
 // Drained and ejected by an operator: until undrain. Quarantine ends by itself.
@@ -175,7 +178,9 @@ struct coord {
     size_t actions_n, actions_cap;
     struct timers timers;
     uint64_t timer_set_us; // as last told to the shell
-    struct timer notice_timer, pace_timer;
+    struct timer notice_timer, pace_timer, breaker_timer;
+    struct breaker *breakers; // owned
+    uint32_t breakers_n;
     int32_t *probe_prompt; // owned
     uint64_t probes_n;
     struct probe_answer known; // n 0 = not yet
@@ -340,6 +345,12 @@ void preempt_note(struct coord *c, struct request *q, bool runs); // enters or l
 void preempt_first_token(struct coord *c, struct request *q);     // sets first_token_us
 void preempt_pump(struct coord *c);
 uint32_t preempt_soft(const struct coord *c, uint8_t band); // places that a request may take
+
+// ---- breakers.c ----
+void breakers_timer(struct coord *c);
+const char *breakers_refuse(struct coord *c, uint8_t band,
+                            uint32_t *retry_ms); // NULL = it may come
+uint32_t breakers_cap(const struct coord *c, uint32_t max_tokens);
 
 // ---- notices.c ----
 void notices_arm(struct coord *c);

@@ -24,6 +24,7 @@ const char *coord_refusal_name(enum coord_refusal r)
         [COORD_REFUSE_NO_CAPACITY] = "no_capacity",
         [COORD_REFUSE_DEADLINE] = "deadline",
         [COORD_REFUSE_QUOTA] = "quota",
+        [COORD_REFUSE_BREAKER] = "breaker",
         [COORD_REFUSE_DRAINING] = "draining",
         [COORD_REFUSE_PROMPT_TOO_LONG] = "prompt_too_long",
         [COORD_REFUSE_BAD_MAX_TOKENS] = "bad_max_tokens",
@@ -152,6 +153,10 @@ static struct refusal judge(struct coord *c, const struct coord_submit *s, struc
 {
     if (c->closing)
         return (struct refusal){COORD_REFUSE_DRAINING, 1000, "the coordinator is shutting down"};
+    uint32_t retry_ms;
+    const char *open = breakers_refuse(c, band, &retry_ms);
+    if (open)
+        return (struct refusal){COORD_REFUSE_BREAKER, retry_ms, open};
     struct refusal f = judge_quota(c, t);
     bool waits = c->fair.n || c->load >= c->credits;
     if (!f.reason)
@@ -186,6 +191,7 @@ static void admit(struct coord *c, const struct coord_submit *s, struct tenant *
     HASH_ADD(hh, c->requests, id, sizeof q->id, q);
     c->live_n++;
     q->band = q->lane_band = band;
+    q->max_tokens = breakers_cap(c, q->max_tokens);
     q->tenant = t;
     t->live_n++;
     tenant_charge(t, c->now_us, q->prompt_n);

@@ -182,6 +182,7 @@ static const struct {
     [COORD_REFUSE_NO_CAPACITY] = {503, NULL, "no_capacity"},
     [COORD_REFUSE_DEADLINE] = {429, NULL, "deadline"},
     [COORD_REFUSE_QUOTA] = {429, NULL, "quota"},
+    [COORD_REFUSE_BREAKER] = {503, NULL, "breaker"},
     [COORD_REFUSE_DRAINING] = {503, NULL, "draining"},
     [COORD_REFUSE_PROMPT_TOO_LONG] = {400, "prompt", "context_length_exceeded"},
     [COORD_REFUSE_BAD_MAX_TOKENS] = {400, "max_tokens", "context_length_exceeded"},

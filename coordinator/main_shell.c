@@ -489,6 +489,8 @@ enum status shell_new_core(struct shell *s, uint64_t epoch, struct errmsg *err)
     }
     s->core = st ? NULL : coord_create(&core, err);
     token_vec_finish(&probe);
+    if (s->core) // it may have timers from the start
+        shell_post(s, &(struct shell_event){.kind = SHELL_TIMER});
     return st ? st : s->core ? STATUS_OK : STATUS_BAD_CONFIG;
 }
 

@@ -88,7 +88,25 @@ def test_headers_are_checked(lonely):
     assert c.stop() == 0
 
 
+def test_breaker(lonely):
+    c = lonely(breakers="[{metric: replicas_ready, below: 1, for_ms: 0, action: stop_admission}]")
+    wait_for("the breaker", lambda: 'action="stop_admission"} 1' in c.open("/metrics").read().decode(), 5)
+    status, headers, reply = post(c, c.chat_body("hi"))
+    assert (status, reply["error"]["code"], headers["x-hadal-reason"]) == (503, "breaker", "breaker")
+    assert "replicas_ready < 1" in reply["error"]["message"] and int(headers["retry-after"]) >= 1
+    node = c.with_node()
+    try:
+        wait_for("it to close", lambda: post(c, c.chat_body("hi", max_tokens=2))[0] == 200, 5)
+    finally:
+        node.kill()
+        node.wait()
+    assert c.stop() == 0
+
+
 @pytest.mark.parametrize("text,words", [
+    ("breakers: [{metric: mood, above: 1, for_ms: 1, action: stop_admission}]\n", ["breakers[0]", "mood"]),
+    ("breakers: [{metric: step_ms, for_ms: 1, action: stop_admission}]\n", ["above", "below"]),
+    ("breakers: [{metric: step_ms, above: 1, for_ms: 1, action: cap_max_tokens}]\n", ["value"]),
     ("tenants: [{name: a}, {name: a}]\n", ["tenants", "twice"]),
     ("tenants: [{name: a, weight: 0}]\n", ["weight"]),
     ("tenants: [{name: a, keys: [k]}, {name: b, keys: [k]}]\n", ["keys", "twice"]),

@@ -285,8 +285,10 @@ static void client_moved(struct world *w, struct sim_client *c)
 
 void clients_moved(struct world *w)
 {
+    w->moving = true; // until all know, the books do not agree
     for (size_t i = 0; i < w->clients_n; i++)
         client_moved(w, &w->clients[i]);
+    w->moving = false;
     clients_check(w);
 }
 
@@ -434,6 +436,8 @@ static void check_journal(struct world *w, const struct sim_client *c)
 
 void clients_check(struct world *w)
 {
+    if (w->moving)
+        return;
     for (size_t i = 0; i < w->clients_n; i++)
         if (w->clients[i].stage != CLIENT_NEW)
             check_journal(w, &w->clients[i]);

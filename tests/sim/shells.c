@@ -481,8 +481,8 @@ static bool check_lies(void *arg, const struct coord_node_view *v)
     if (!n->lies_us || !v->replica || w->ready_us[v->replica] == UINT64_MAX || !k->probe_expect)
         return true;
     uint64_t since = w->ready_us[v->replica] > n->lies_us ? w->ready_us[v->replica] : n->lies_us;
-    uint64_t limit_us = SIM_MS(k->probe_interval_ms + k->hang_ms + 1500) +
-                        (k->probe_failures + 1) * probe_us(w);
+    uint64_t limit_us =
+        SIM_MS(k->probe_interval_ms + k->hang_ms + 1500) + (k->probe_failures + 1) * probe_us(w);
     if (w->now_us > since + limit_us)
         world_fail(w, "node %s lies since %" PRIu64 " ms, and replica %" PRIu64 " serves", v->name,
                    n->lies_us / 1000, v->replica);

@@ -109,6 +109,22 @@ static void draw_probes(struct world *w, bool lies)
         k->probe_expect = expect;
 }
 
+static void draw_breakers(struct world *w)
+{
+    static struct coord_breaker rules[3];
+    for (int i = 0; i < 3; i++)
+        rules[i] = (struct coord_breaker){
+            .metric = (enum coord_breaker_metric)world_between(w, 0, BREAKER_METRICS - 1),
+            .below = world_chance(w, 0.3),
+            .threshold = (double)world_between(w, 0, 100),
+            .for_ms = (uint32_t)world_between(w, 0, 2000),
+            .action = world_chance(w, 0.7) ? BREAKER_REJECT_LOW : BREAKER_STOP_ADMISSION,
+            .value = (uint32_t)world_between(w, 0, 9),
+        };
+    w->opt.coord.breakers = rules;
+    w->opt.coord.breakers_n = world_chance(w, 0.2) ? (uint32_t)world_between(w, 1, 3) : 0;
+}
+
 static void draw_options(struct world *w)
 {
     struct sim_options *o = &w->opt;
@@ -124,6 +140,7 @@ static void draw_options(struct world *w)
     draw_mock(w);
     draw_coord(w);
     draw_tenants(w);
+    draw_breakers(w);
 }
 
 static void draw_stop_ids(struct world *w, struct coord_submit *s)

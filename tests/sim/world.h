@@ -148,7 +148,7 @@ struct world {
     struct shadow shadow;
     struct wire_arena copy_arena;
     uint64_t copy_gen, copy_last_us;
-    bool restoring;
+    bool restoring, moving; // while a successor is told of requests; while clients are
     uint64_t takeovers, restored;
     uint64_t coord_timer_gen;
     struct mock_fabric *fabric;

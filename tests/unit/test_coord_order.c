@@ -320,6 +320,51 @@ static void test_no_preemption_before_a_promised_token(void **state)
     coord_destroy(g.c);
 }
 
+static void test_breakers(void **state)
+{
+    struct rig g;
+    struct coord_config k = config();
+    const struct coord_breaker rules[] = {
+        {.metric = BREAKER_QUEUE_LENGTH, .threshold = 2, .for_ms = 1000, .value = 5},
+        {.metric = BREAKER_CREDITS_USED, .threshold = 50, .action = BREAKER_CAP_TOKENS, .value = 7},
+        {.metric = BREAKER_REPLICAS_READY,
+         .below = true,
+         .threshold = 1,
+         .action = BREAKER_STOP_ADMISSION},
+    };
+    k.breakers = rules;
+    k.breakers_n = 3;
+    rig_init(&g, &k);
+    wait_ms(&g, 300);
+    fill(&g, 9);
+    wait_ms(&g, 300);
+    uint64_t capped = submit(&g, (struct coord_submit){.band = 1});
+    assert_int_equal(view(&g, capped).max_tokens, 7);
+    submit(&g, (struct coord_submit){.band = 1});
+    submit(&g, (struct coord_submit){.band = 1}); // three wait
+    assert_null(action(&g, COORD_REFUSED));
+    wait_ms(&g, 700);
+    submit(&g, (struct coord_submit){.band = 1}); // not for so long yet
+    assert_null(action(&g, COORD_REFUSED));
+    wait_ms(&g, 800);
+    submit(&g, (struct coord_submit){.band = 4});
+    assert_int_equal(action(&g, COORD_REFUSED)->refused.reason, COORD_REFUSE_BREAKER);
+    assert_true(action(&g, COORD_REFUSED)->refused.retry_after_ms >= 1000);
+    submit(&g, (struct coord_submit){.band = 5});
+    assert_null(action(&g, COORD_REFUSED));
+    for (uint64_t id = 1; id <= 4; id++)
+        next_after(&g, id);
+    wait_ms(&g, 2000); // one waits
+    submit(&g, (struct coord_submit){.band = 1});
+    assert_null(action(&g, COORD_REFUSED));
+    step(&g, &(struct coord_event){.kind = COORD_NODE_DOWN, .node = {1, NULL}});
+    g.now_us += MS(300);
+    step(&g, &(struct coord_event){.kind = COORD_TIMER});
+    submit(&g, (struct coord_submit){.band = 9}); // no replica, no admission
+    assert_int_equal(action(&g, COORD_REFUSED)->refused.reason, COORD_REFUSE_BREAKER);
+    coord_destroy(g.c);
+}
+
 static void test_tenants_are_bounded(void **state)
 {
     struct rig g;
@@ -348,6 +393,7 @@ int main(void)
         cmocka_unit_test(test_ageing_stops_below_the_top),
         cmocka_unit_test(test_preemption),
         cmocka_unit_test(test_no_preemption_before_a_promised_token),
+        cmocka_unit_test(test_breakers),
         cmocka_unit_test(test_tenants_are_bounded),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -1,0 +1,133 @@
+// The rules of the configuration: figures of the whole cluster in, and what is done while one is
+// open. Looked at four times a second, and only when there are rules.
+#include <inttypes.h>
+#include <stdlib.h>
+#include <utlist.h>
+
+#include "coordinator/core.h"
+
+static double share(uint64_t part, uint64_t whole)
+{
+    return whole ? 100.0 * (double)part / (double)whole : 0;
+}
+
+static double gpu_utilization(const struct coord *c)
+{
+    const struct member *m;
+    uint64_t sum = 0, n = 0;
+    DL_FOREACH(c->members, m)
+    {
+        if (!m->conn || !m->replica || !m->heartbeat.gpu.present)
+            continue;
+        sum += m->heartbeat.gpu.utilization_percent;
+        n++;
+    }
+    return n ? (double)sum / (double)n : 0;
+}
+
+static double kv_used(const struct coord *c)
+{
+    uint64_t blocks = 0, free_n = 0;
+    for (uint32_t i = 0; i < c->cfg.replicas; i++) {
+        const struct replica *r = &c->replicas[i];
+        if (r->state != COORD_REPLICA_READY)
+            continue;
+        blocks += r->kv_blocks;
+        free_n += r->kv_free < r->kv_blocks ? r->kv_free : r->kv_blocks;
+    }
+    return share(blocks - free_n, blocks);
+}
+
+static double step_ms(const struct coord *c)
+{
+    double sum = 0;
+    uint32_t n = 0;
+    for (uint32_t i = 0; i < c->cfg.replicas; i++) {
+        const struct replica *r = &c->replicas[i];
+        if (r->state != COORD_REPLICA_READY || !r->pace.samples)
+            continue;
+        sum += r->pace.step_us / 1e3;
+        n++;
+    }
+    return n ? sum / n : 0;
+}
+
+static double measure(const struct coord *c, enum coord_breaker_metric m)
+{
+    switch (m) {
+    case BREAKER_GPU_UTILIZATION:
+        return gpu_utilization(c);
+    case BREAKER_KV_USED:
+        return kv_used(c);
+    case BREAKER_CREDITS_USED:
+        return share(c->load, c->credits);
+    case BREAKER_QUEUE_LENGTH:
+        return c->fair.n;
+    case BREAKER_QUEUE_ETA:
+        return c->fair.n ? (double)notices_wait_us(c, 0, c->fair.n) / 1e3 : 0;
+    case BREAKER_TTFT:
+        return (double)eta_first_us(&c->eta) / 1e3;
+    case BREAKER_STEP:
+        return step_ms(c);
+    case BREAKER_REPLICAS_READY:
+        return c->warm_n;
+    case BREAKER_METRICS:
+        break;
+    }
+    return 0;
+}
+
+static const char *describe(struct coord *c, const struct breaker *b)
+{
+    return arena_printf(&c->arena, "%s %s %g for %u ms -> %s",
+                        coord_breaker_metric_name(b->rule.metric), b->rule.below ? "<" : ">",
+                        b->rule.threshold, b->rule.for_ms,
+                        coord_breaker_action_name(b->rule.action));
+}
+
+void breakers_timer(struct coord *c)
+{
+    enum { PERIOD_US = 250000 };
+    core_arm(c, &c->breaker_timer, TIMER_BREAKERS, c->now_us + PERIOD_US);
+    for (uint32_t i = 0; i < c->breakers_n; i++) {
+        struct breaker *b = &c->breakers[i];
+        if (breaker_feed(b, measure(c, b->rule.metric), c->now_us))
+            core_trace(c, LOG_WARN, "breaker %s: %s (%g now)", b->open ? "opens" : "closes",
+                       describe(c, b), b->value);
+    }
+}
+
+const char *breakers_refuse(struct coord *c, uint8_t band, uint32_t *retry_ms)
+{
+    for (uint32_t i = 0; i < c->breakers_n; i++) {
+        const struct breaker *b = &c->breakers[i];
+        bool low = b->rule.action == BREAKER_REJECT_LOW && band < b->rule.value;
+        if (!b->open || (!low && b->rule.action != BREAKER_STOP_ADMISSION))
+            continue;
+        *retry_ms = b->rule.for_ms < 1000 ? 1000 : b->rule.for_ms;
+        return arena_printf(&c->arena, "a breaker is open: %s", describe(c, b));
+    }
+    return NULL;
+}
+
+uint32_t breakers_cap(const struct coord *c, uint32_t max_tokens)
+{
+    for (uint32_t i = 0; i < c->breakers_n; i++) {
+        const struct breaker *b = &c->breakers[i];
+        if (b->open && b->rule.action == BREAKER_CAP_TOKENS &&
+            (!max_tokens || max_tokens > b->rule.value))
+            max_tokens = b->rule.value;
+    }
+    return max_tokens;
+}
+
+void coord_each_breaker(const struct coord *c,
+                        bool (*fn)(void *arg, const struct coord_breaker_view *), void *arg)
+{
+    for (uint32_t i = 0; i < c->breakers_n; i++) {
+        const struct breaker *b = &c->breakers[i];
+        const struct coord_breaker_view v = {b->rule, b->open, b->value, b->opened};
+        if (!fn(arg, &v))
+            return;
+    }
+}
