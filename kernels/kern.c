@@ -714,3 +714,18 @@ void kern_argmax(struct kern *k, const struct kern_argmax_args *a)
     check_vector(k, a->out, KERN_I32, a->n);
     k->compute->argmax(k, a);
 }
+
+static_assert(sizeof(struct kern_sample_row) == 16 * 4 && sizeof(struct kern_sample_out) == 44 * 4,
+              "sizes that kern.h promises");
+
+void kern_sample(struct kern *k, const struct kern_sample_args *a)
+{
+    if (!a->n)
+        return;
+    assert(a->vocab && a->vocab <= KERN_SAMPLE_VOCAB_MAX);
+    check_view(k, &a->logits, F32, a->n, a->vocab);
+    check_vector(k, a->rows, KERN_I32, a->n * 16);
+    check_vector(k, a->history, KERN_I32, a->history_n);
+    check_vector(k, a->out, KERN_I32, a->n * 44);
+    k->compute->sample(k, a);
+}

@@ -23,6 +23,7 @@
 #include <stdint.h>
 
 #include "base/status.h"
+#include "kernels/sample.h"
 
 struct kern;
 struct kern_buf;    // device memory: a flat array of one dtype
@@ -485,3 +486,17 @@ struct kern_argmax_args {
     struct kern_buf *out; // i32 [>= n]
 };
 void kern_argmax(struct kern *k, const struct kern_argmax_args *a);
+
+// One token for each row of logits, by the definition of kernels/sample.h. The CPU's and the GPU's
+// results have the same bits. Logits of rows with penalties are changed.
+struct kern_sample_args {
+    size_t n, vocab;         // vocab <= KERN_SAMPLE_VOCAB_MAX
+    struct kern_view logits; // f32 [n][vocab]
+    struct kern_buf *rows;   // i32 [>= n * 16]: struct kern_sample_row
+    // i32 [>= history_n]: pieces [history_at, history_at + history_n) of rows with penalties, which
+    // lie inside it and do not overlap.
+    struct kern_buf *history;
+    size_t history_n;
+    struct kern_buf *out; // i32 [>= n * 44]: struct kern_sample_out
+};
+void kern_sample(struct kern *k, const struct kern_sample_args *a);

@@ -57,6 +57,7 @@ struct kern_compute {
     void (*gqa_prepare)(struct kern *, const struct kern_gqa_prepare_args *);
     void (*route)(struct kern *, const struct kern_route_args *);
     void (*argmax)(struct kern *, const struct kern_argmax_args *);
+    void (*sample)(struct kern *, const struct kern_sample_args *);
 };
 
 struct kern_device {

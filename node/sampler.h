@@ -1,6 +1,7 @@
 // Samples one token from a row of logits. A pure function of (logits, sampling, history, index):
 // the random number is Philox(seed, index), candidates are ordered by probability, then by id, so
-// every replica with the same logits makes the same choice.
+// every replica with the same logits makes the same choice. kernels/sample.h says it exactly; the
+// same is offered on the device as kern_sample.
 //
 // Order of the steps and their meaning as in vLLM: repetition penalty on every token of the history
 // (prompt and output), frequency and presence penalty on output tokens, temperature, min-p, top-k,
@@ -13,6 +14,7 @@
 #include <stdint.h>
 
 #include "base/status.h"
+#include "kernels/sample.h"
 #include "node/plan.h"
 
 struct sampler; // scratch memory for one vocabulary size, used by one thread at a time
@@ -30,6 +32,12 @@ bool sampler_is_argmax(const struct sampling *sampling);
 
 struct sampler *sampler_create(uint32_t vocab);
 void sampler_destroy(struct sampler *s); // NULL is fine
+
+// The two halves of it around the choice itself: a row of kern_sample's parameters (history_at is
+// the caller's to set), and its result. in->logits is not looked at.
+struct kern_sample_row sampler_row(const struct sampler_input *in);
+STATUS_MUST_USE enum status sampler_result(const struct kern_sample_out *x,
+                                           struct step_sample *out);
 
 // Sets token, logprob (0 unless sampling.logprobs), top_n and top of *out; not its slot.
 // NODE_NAN: a logit is NaN or infinite.

@@ -8,8 +8,8 @@
 #include "node/lane.h"
 #include "node/model/forward.h"
 #include "node/plan_wire.h"
-#include "node/sampler.h"
 #include "node/slots.h"
+#include "node/step_sampler.h"
 #include "node/transports.h"
 #include "node/worker.h"
 
@@ -65,9 +65,8 @@ struct worker_state {
     // Scratch of a step, kept between steps.
     struct plan_decoder decoder;
     struct strbuf encoded;
-    struct sampler *sampler;
-    uint32_t sampler_vocab;
-    float *logits;
+    struct step_sampler sampler;
+    struct sampler_input *sampler_in; // [samples_cap]
     struct step_sample *samples;
     uint32_t samples_cap;
 };

@@ -115,65 +115,35 @@ enum status worker_agree(struct worker *w, struct errmsg *e)
 // ---- sampling, in the last stage
 // ----------------------------------------------------------------------
 
-static enum status ensure_sampler(struct worker_state *s)
+static struct sampler_input input_of(const struct worker_state *s, uint32_t slot)
 {
-    uint32_t vocab = (uint32_t)s->shard->config.vocab;
-    if (s->sampler && s->sampler_vocab == vocab)
-        return STATUS_OK;
-    sampler_destroy(s->sampler);
-    s->sampler = sampler_create(vocab);
-    s->sampler_vocab = vocab;
-    s->logits = mem_realloc(s->logits, vocab, sizeof *s->logits);
-    return s->sampler ? STATUS_OK : STATUS_NO_MEMORY;
-}
-
-// Row i's token, from its logits; where the device has found the largest and that is all that is
-// asked for, without them.
-static enum status pick(struct worker_state *s, const struct slots_history *h, size_t i,
-                        struct step_sample *out)
-{
-    if (sampler_is_argmax(h->sampling) && forward_best(s->shard, i, &out->token)) {
-        out->logprob = 0;
-        out->top_n = 0;
-        return out->token < 0 ? STATUS_NODE_NAN : STATUS_OK;
-    }
-    enum status rc = forward_logits(s->shard, i, s->logits);
-    if (rc != STATUS_OK)
-        return rc;
-    struct sampler_input in = {.logits = s->logits,
-                               .sampling = h->sampling,
-                               .tokens = h->tokens,
-                               .tokens_n = h->tokens_n,
-                               .prompt_n = h->prompt_n,
-                               .index = h->index};
-    return sampler_pick(s->sampler, &in, out);
-}
-
-static enum status sample_one(struct worker_state *s, const struct step_plan *plan, uint32_t entry,
-                              size_t i, struct step_sample *out)
-{
-    struct slots_history h = slots_history(s->slots, plan->entries[entry].slot);
-    enum status rc = pick(s, &h, i, out);
-    out->slot = plan->entries[entry].slot;
-    if (s->wrong) // a test's fault
-        out->token = (out->token + 1) % (int32_t)s->sampler_vocab;
-    return rc;
+    struct slots_history h = slots_history(s->slots, slot);
+    return (struct sampler_input){.sampling = h.sampling,
+                                  .tokens = h.tokens,
+                                  .tokens_n = h.tokens_n,
+                                  .prompt_n = h.prompt_n,
+                                  .index = h.index};
 }
 
 // A row of NaN ends the step with NODE_NAN: it is a result, told to the lead like any other.
 static enum status sample_all(struct worker_state *s, const struct step_plan *plan,
                               const struct slots_batch *b, struct step_result *out)
 {
-    enum status rc = ensure_sampler(s);
     uint32_t n = (uint32_t)b->batch.logits_n;
     if (s->samples_cap < n) {
         s->samples = mem_realloc(s->samples, n, sizeof *s->samples);
+        s->sampler_in = mem_realloc(s->sampler_in, n, sizeof *s->sampler_in);
         s->samples_cap = n;
     }
     *out = (struct step_result){
         .step = plan->step, .bad_stage = -1, .bad_tensor = -1, .samples = s->samples};
-    for (uint32_t i = 0; i < n && rc == STATUS_OK; i++)
-        rc = sample_one(s, plan, b->sample_entries[i], i, &s->samples[i]);
+    for (uint32_t i = 0; i < n; i++) {
+        s->samples[i].slot = plan->entries[b->sample_entries[i]].slot;
+        s->sampler_in[i] = input_of(s, s->samples[i].slot);
+    }
+    enum status rc = step_sampler_run(&s->sampler, s->shard, s->sampler_in, n, s->samples);
+    for (uint32_t i = 0; i < n && rc == STATUS_OK && s->wrong; i++) // a test's fault
+        s->samples[i].token = (s->samples[i].token + 1) % (int32_t)s->shard->config.vocab;
     if (rc == STATUS_NODE_NAN) {
         out->status = rc;
         out->bad_stage = (int32_t)s->form.my_stage;
@@ -413,9 +383,9 @@ bool worker_step(struct worker *w)
 
 void worker_step_finish(struct worker_state *s)
 {
-    sampler_destroy(s->sampler);
+    step_sampler_finish(&s->sampler);
     plan_decoder_finish(&s->decoder);
     strbuf_finish(&s->encoded);
-    free(s->logits);
+    free(s->sampler_in);
     free(s->samples);
 }

@@ -272,6 +272,7 @@ static void cpu_close(struct kern *k)
 {
     struct cpu *c = cpu_of(k);
     cpu_pool_destroy(c->pool);
+    sample_memory_destroy(c->sampling);
     for (int i = 0; i < CPU_ARENAS; i++)
         free(c->arenas[i].p);
     free(c);

@@ -14,6 +14,8 @@ struct cpu {
         void *p;
         size_t bytes;
     } arenas[CPU_ARENAS];
+    struct sample_memory *sampling; // of the vocabulary sampled from last
+    size_t sampling_vocab;
 };
 
 static inline struct cpu *cpu_of(struct kern *k)
@@ -56,6 +58,9 @@ static inline const int32_t *cpu_row_table(const struct kern_batch *b, size_t i)
     assert(seq >= 0 && (size_t)seq < b->seqs && pos >= 0 && (size_t)pos < b->keys_max);
     return kern_i32(b->tables) + (size_t)seq * b->table_stride;
 }
+
+// One body for all: what takes time are comparisons, row by row.
+void cpu_sample(struct kern *k, const struct kern_sample_args *a);
 
 extern const struct kern_compute cpu_compute_ref;
 extern const struct kern_compute cpu_compute_portable;

@@ -289,4 +289,5 @@ const struct kern_compute cpu_compute_ref = {
     .gqa_prepare = kern_composed_gqa_prepare,
     .route = kern_composed_route,
     .argmax = ref_argmax,
+    .sample = cpu_sample,
 };

@@ -21,4 +21,5 @@ const struct kern_compute ISA(cpu_compute) = {
     .gqa_prepare = kern_composed_gqa_prepare,
     .route = kern_composed_route,
     .argmax = ISA(argmax),
+    .sample = cpu_sample,
 };

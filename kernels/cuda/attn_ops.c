@@ -1,8 +1,10 @@
-// attn_mla and attn_gqa of kern.h put as the launchers of attn.h and attn_gqa.h take them: memory
-// for their work list, which all layers of a step share, and for partial results.
+// attn_mla, attn_gqa and sample of kern.h put as the launchers of attn.h, attn_gqa.h and sample.h
+// take them: memory for attention's work list, which all layers of a step share, and for partial
+// results.
 #include "kernels/cuda/attn.h"
 #include "kernels/cuda/attn_gqa.h"
 #include "kernels/cuda/cuda.h"
+#include "kernels/cuda/sample.h"
 
 static struct cuda_attn_rows rows_of(const struct kern_batch *b)
 {
@@ -74,4 +76,20 @@ void cuda_attn_gqa(struct kern *k, const struct kern_attn_gqa_args *a)
     g.plan = cuda_scratch(c, CUDA_ARENA_ATTN_PLAN, cuda_gqa_plan_bytes(&g));
     g.scratch = cuda_scratch(c, CUDA_ARENA_PARTIAL, cuda_gqa_scratch_bytes(&g));
     cuda_check(c, cuda_gqa(c->stream, &g), "attn_gqa");
+}
+
+void cuda_sample_op(struct kern *k, const struct kern_sample_args *a)
+{
+    struct cuda *c = cuda_of(k);
+    const struct cuda_rows logits = cuda_rows(&a->logits);
+    struct cuda_sample s = {.n = (int)a->n,
+                            .vocab = (int)a->vocab,
+                            .logits = logits.p,
+                            .stride = logits.stride,
+                            .rows = a->rows->p,
+                            .history = a->history->p,
+                            .history_n = a->history_n,
+                            .out = a->out->p};
+    s.scratch = cuda_scratch(c, CUDA_ARENA_PARTIAL, cuda_sample_scratch_bytes(&s));
+    cuda_check(c, cuda_sample(c->stream, &s), "sample");
 }

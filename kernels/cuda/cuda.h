@@ -190,6 +190,7 @@ void cuda_mla_prepare(struct kern *k, const struct kern_mla_prepare_args *a);
 void cuda_gqa_prepare(struct kern *k, const struct kern_gqa_prepare_args *a);
 void cuda_route(struct kern *k, const struct kern_route_args *a);
 void cuda_argmax(struct kern *k, const struct kern_argmax_args *a);
+void cuda_sample_op(struct kern *k, const struct kern_sample_args *a);
 
 #ifdef __cplusplus
 }

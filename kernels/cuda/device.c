@@ -364,6 +364,7 @@ static const struct kern_compute compute = {
     .gqa_prepare = cuda_gqa_prepare,
     .route = cuda_route,
     .argmax = cuda_argmax,
+    .sample = cuda_sample_op,
 };
 
 static enum status open_device(struct cuda *c, const struct kern_config *config, struct errmsg *err)

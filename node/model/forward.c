@@ -471,3 +471,10 @@ bool forward_best(const struct model_shard *s, size_t i, int32_t *id_out)
     *id_out = ((const int32_t *)kern_buf_host(s->b.best))[i];
     return true;
 }
+
+struct kern_view forward_logits_view(const struct model_shard *s)
+{
+    assert(s->plan.last_stage);
+    return (struct kern_view){s->b.logits, 0,
+                              (size_t)s->rank.tensors * (size_t)s->plan.vocab.part};
+}

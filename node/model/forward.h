@@ -40,3 +40,5 @@ STATUS_MUST_USE enum status forward_logits(struct model_shard *s, size_t i, floa
 // The id of the largest of those logits, the lowest on ties, -1 when one is not finite; found on
 // the device within the step. False: this backend leaves that to the caller.
 bool forward_best(const struct model_shard *s, size_t i, int32_t *id_out);
+// All of them where they lie, f32 [logits_n][vocab]; kern_sample may change them.
+struct kern_view forward_logits_view(const struct model_shard *s);
