@@ -2,7 +2,8 @@
 // together, and time. Links the product's kernels (kernels/cuda/attn_mla*.cu); README.md says how
 // to build it and what was found.
 //
-//     mla check | mla bench [CSV] | mla one HEADS BATCH CONTEXT
+//     mla check | mla brief | mla quick [CSV] | mla bench CSV SPLIT... | mla bf16 HEADS BATCH
+//     CONTEXT SPLIT...
 #include <algorithm>
 #include <math.h>
 #include <stdio.h>
@@ -73,6 +74,18 @@ static __global__ void fill_noise(uint16_t *p, size_t n, uint32_t seed, float si
         x ^= x >> 13;
         float v = ((float)(x & 0xffff) + (float)(x >> 16)) / 65536 - 1;
         p[i] = __bfloat16_as_ushort(__float2bfloat16_rn(v * size));
+    }
+}
+
+// Bytes that are below 2 as e4m3, bf16 and float: tokens of an fp8 pool.
+static __global__ void fill_bytes(uint32_t *p, size_t n)
+{
+    for (size_t i = blockIdx.x * (size_t)blockDim.x + threadIdx.x; i < n;
+         i += (size_t)gridDim.x * blockDim.x) {
+        uint32_t x = (uint32_t)i * 2654435761u;
+        x ^= x >> 15;
+        x *= 2246822519u;
+        p[i] = (x ^ x >> 13) & 0xbfbfbfbf;
     }
 }
 
@@ -443,14 +456,14 @@ static void check_all(bool fp8, bool brief)
 }
 
 // What a round of a few seconds can hold.
-static void check_quick(void)
+static void check_quick(bool fp8)
 {
     check_case("decode, edge lengths",
-               decode(16, {1, 63, 64, 65, 511, 513, 1025, 4097}, 32, 512, false), 64);
-    check_case("decode, few", decode(16, {1, 65, 513, 1000}, 16, 512, false), 64);
-    check_case("decode, few", decode(3, {1025, 512}, 64, 512, false), 6);
-    check_case("decode, 128 heads", decode(128, {4097, 65}, 32, 1024, false), 64);
-    problem mixed = decode(16, {700, 1300, 64, 2100, 5}, 32, 512, false);
+               decode(16, {1, 63, 64, 65, 511, 513, 1025, 4097}, 32, 512, fp8), 64);
+    check_case("decode, few", decode(16, {1, 65, 513, 1000}, 16, 512, fp8), 64);
+    check_case("decode, few", decode(3, {1025, 512}, 64, 512, fp8), 6);
+    check_case("decode, 128 heads", decode(128, {4097, 65}, 32, 1024, fp8), 64);
+    problem mixed = decode(16, {700, 1300, 64, 2100, 5}, 32, 512, fp8);
     mixed.rows.clear();
     add_chunk(&mixed, 0, 500, 80);
     add_chunk(&mixed, 1, 1299, 1);
@@ -505,8 +518,8 @@ static double time_one(const timing &t)
     struct cuda_mla *m = &mem.m;
     memset(m, 0, sizeof *m);
     uint8_t *pool = (uint8_t *)mem.get(pools * pool_bytes);
-    if (t.fp8) // any byte but NaN's, scales near 1
-        OK(cudaMemset(pool, 0x3c, pools * pool_bytes));
+    if (t.fp8)
+        fill_bytes<<<1024, 256>>>((uint32_t *)pool, pools * pool_bytes / 4);
     else
         fill_noise<<<1024, 256>>>((uint16_t *)pool, pools * pool_bytes / 2, 7, 1.0f);
     std::vector<int> seq(n), pos(n), tables(stride * seqs);
@@ -588,10 +601,17 @@ static double time_one(const timing &t)
         t.prefill ? "prefill" : "decode", t.fp8 ? "fp8" : "bf16", t.heads, t.batch, t.context,
         t.split, us, gb, 100 * gb / copy_limit, tf);
     fflush(stdout);
-    if (csv)
-        fprintf(csv, "%s,%s,%d,%d,%d,%d,%.2f,%.0f,%.3f,%.1f\n", t.prefill ? "prefill" : "decode",
-                t.fp8 ? "fp8" : "bf16", t.heads, t.batch, t.context, t.split, us, gb,
-                gb / copy_limit, tf);
+    if (csv) {
+        char name[96];
+        snprintf(name, sizeof name, "mla %s %s heads=%d %s=%d context=%d split=%d",
+                 t.prefill ? "prefill" : "decode", t.fp8 ? "fp8" : "bf16", t.heads,
+                 t.prefill ? "rows" : "batch", n, t.context, t.split);
+        fprintf(csv, "%s,time,%.2f,us,,,\n", name, us);
+        if (!t.prefill)
+            fprintf(csv, "%s,bandwidth,%.0f,GB/s,device copy bandwidth,%.0f,%.3f\n", name, gb,
+                    copy_limit, gb / copy_limit);
+        fprintf(csv, "%s,rate,%.1f,TFLOP/s,,,\n", name, tf);
+    }
     OK(cudaGraphExecDestroy(exec));
     OK(cudaGraphDestroy(graph));
     OK(cudaStreamDestroy(s));
@@ -624,14 +644,16 @@ int main(int argc, char **argv)
         printf("%s\n", failures ? "FAILED" : "all right");
         return failures > 0;
     }
-    if (!strcmp(what, "quick"))
-        check_quick();
+    if (!strcmp(what, "quick")) {
+        check_quick(false);
+        check_quick(true);
+    }
     copy_limit = copy_gb_s();
     printf("copy %.0f GB/s\n", copy_limit);
     if (!strcmp(what, "bench")) {
         csv = argc > 2 ? fopen(argv[2], "w") : NULL;
         if (csv)
-            fprintf(csv, "case,kv,heads,batch,context,split,us,gb_s,share_of_copy,tflop_s\n");
+            fprintf(csv, "case,metric,value,unit,limit,limit_value,share\n");
         std::vector<int> splits;
         for (int i = 3; i < argc; i++)
             splits.push_back(atoi(argv[i]));
@@ -641,25 +663,25 @@ int main(int argc, char **argv)
         if (csv)
             fclose(csv);
     } else if (!strcmp(what, "quick")) {
-        for (timing t : std::vector<timing>{{16, 1, 1024, false, false, 512},
-                                            {128, 128, 4096, false, false, 8192},
+        csv = argc > 2 ? fopen(argv[2], "w") : NULL;
+        for (timing t : std::vector<timing>{{128, 128, 4096, false, false, 8192},
                                             {128, 128, 4096, false, false, 2048},
-                                            {128, 128, 4096, false, false, 1024},
-                                            {128, 128, 4096, false, false, 512},
                                             {16, 128, 4096, false, false, 512},
                                             {16, 64, 1024, false, false, 512},
-                                            {16, 8, 1024, false, false, 512},
-                                            {16, 32, 1024, false, false, 512},
-                                            {16, 33, 1024, false, false, 512},
                                             {16, 8, 8192, false, false, 512},
                                             {16, 1, 4096, true, false, 512},
-                                            {16, 1, 4096, true, false, 8192},
                                             {16, 8, 32768, false, false, 512},
+                                            {16, 1, 1024, false, false, 512},
+                                            {16, 8, 1024, false, false, 512},
+                                            {16, 16, 1024, false, false, 512},
                                             {16, 1, 32768, false, false, 512},
                                             {16, 256, 1024, false, false, 512},
-                                            {16, 128, 4096, false, false, 8192},
-                                            {16, 64, 8192, false, false, 512}})
+                                            {16, 256, 8192, false, false, 512},
+                                            {16, 64, 32768, false, false, 512},
+                                            {16, 1, 4096, true, false, 8192}})
             time_one(t);
+        if (csv)
+            fclose(csv);
     } else if (argc > 4) {
         for (int i = 5; i < argc || i == 5; i++)
             time_one({atoi(argv[2]), atoi(argv[3]), atoi(argv[4]), atoi(argv[3]) == 0,
