@@ -6,7 +6,7 @@
 // walks all of K, so no sum is split between warps.
 //
 // A block is persistent over its units. One warp streams W by the tensor copy engine into a ring of
-// stages and, before it waits for the kernel before, fills the ring; two stream rows of x
+// stages and, before it waits for the kernel before, fills the ring; two or three copy rows of x
 // (gathered, for experts) into a ring of their own; four warps multiply. The W ring runs on across
 // units, so memory never waits for an epilogue.
 #pragma once
@@ -26,9 +26,8 @@ enum { FEW_SUB = 128 };   // bytes of a row that lie together in a stage, swizzl
 enum { FEW_X_TILE = 8 }; // rows of x up to which they are wgmma's tile in shared memory as they lie
 enum { FEW_X_MOST = 64 }; // rows that wgmma takes
 enum { FEW_X_PAD = 16 };  // behind a longer x's rows in a stage: no bank conflicts; xs of FP8
-enum {
-    FEW_PLAN_PAIRS = 1024
-}; // as many (token, choice) pairs are sorted by every block for itself
+// As many (token, choice) pairs are sorted by every block for itself.
+enum { FEW_PLAN_PAIRS = 1024 };
 
 static __host__ __device__ constexpr int few_x_warps(few_form form)
 {
