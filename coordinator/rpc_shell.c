@@ -346,6 +346,9 @@ static void tick_conn(struct rpc_conn *c, uint64_t now_us)
     const struct coordinator_config *cfg = c->server->shell->cfg;
     if (c->role == RPC_CONN_NEW && now_us - c->since_us > HELLO_MS * 1000ull)
         rpc_conn_close(c, "it says nothing");
+    if (c->role == RPC_CONN_NODE)
+        rpc_send(c->server, c->id,
+                 &(struct msg){.kind = MSG_WELCOME, .welcome = {cfg->core.heartbeat_ms}});
     if (c->role != RPC_CONN_CLIENT || silent_ms < cfg->keepalive_ms)
         return;
     if (c->asked_us && now_us - c->asked_us > (uint64_t)cfg->keepalive_ms * 1000) {

@@ -21,6 +21,7 @@
 enum {
     RETRY_MIN_MS = 50,
     RETRY_MAX_MS = 1000,
+    SILENT_MS = 3500,           // a coordinator says WELCOME every second
     RETRY_OTHER_MS = 100,       // while there is another coordinator to try
     TURN_MS = 50,               // the loop proves that it turns at least this often
     OUT_LIMIT_BYTES = 64 << 20, // a coordinator that does not read for so long loses us
@@ -58,6 +59,8 @@ struct conn {
     uv_connect_t connecting;
     uv_getaddrinfo_t resolving;
     bool up;                   // HELLO was sent
+    bool welcome;              // and answered
+    uint64_t heard_us;         // last bytes from the coordinator
     bool unsendable;           // a message could not be encoded: drop at the end of the turn
     bool resolve_busy, closed; // freed when closed and the resolver has let go
     struct wire_decoder decoder;
@@ -180,7 +183,10 @@ static void conn_flush(struct conn *c)
 
 static void on_msg(struct shell *s, const struct msg *m)
 {
+    if (m->kind == MSG_WELCOME && s->conn->welcome)
+        return; // it is still there: conn_frames took note
     if (m->kind == MSG_WELCOME) {
+        s->conn->welcome = true;
         s->retry_ms = RETRY_MIN_MS;
         s->complained = false;
         heartbeat_go(s->heartbeat, s->host, s->port, m->welcome.heartbeat_ms);
@@ -223,6 +229,7 @@ static void on_read(uv_stream_t *stream, ssize_t n, const uv_buf_t *buf)
         conn_drop(c, n == UV_EOF ? "closed the connection" : uv_strerror((int)n));
         return;
     }
+    c->heard_us = shell_now_us();
     wire_decoder_feed(&c->decoder, buf->base, (size_t)n);
     conn_frames(c);
 }
@@ -370,7 +377,12 @@ static void engine_wake(void *arg)
 static void on_turn(uv_timer_t *timer)
 {
     struct shell *s = timer->data;
-    node_pulse_turn(node_pulse(s->core), shell_now_us());
+    uint64_t now = shell_now_us();
+    node_pulse_turn(node_pulse(s->core), now);
+    // One that stands still keeps its connections: another may lead meanwhile.
+    if (s->conn && s->conn->welcome && strchr(s->config->coordinator, ',') &&
+        now > s->conn->heard_us + SILENT_MS * 1000ull)
+        conn_drop(s->conn, "silent for too long");
 }
 
 // Runs right before the loop sleeps: everything said in this turn leaves in one write.

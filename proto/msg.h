@@ -87,7 +87,7 @@ enum msg_kind {
     MSG_FAULT,     // this rank's replica broke: which rank is suspected, and why
     MSG_PREPARED,  // answer to FORM: where this rank's peers reach it in this epoch
     // coordinator -> node
-    MSG_WELCOME = 32,
+    MSG_WELCOME = 32, // answer to HELLO; again every second: the coordinator is alive
     MSG_FORM,     // become rank (stage, tensor) of a replica, at this epoch: load the shard
     MSG_DISSOLVE, // leave the replica; all its work is void
     MSG_DISPATCH, // to the lead: start or continue a request

@@ -5,6 +5,7 @@ import ctypes
 import http.client
 import json
 import os
+import signal
 import subprocess
 import threading
 import time
@@ -48,7 +49,7 @@ class Pair:
     def get(self, n, path):
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         try:
-            with opener.open(f"http://127.0.0.1:{self.http[n]}{path}", timeout=5) as r:
+            with opener.open(f"http://127.0.0.1:{self.http[n]}{path}", timeout=2) as r:
                 return r.status, json.loads(r.read() or b"{}")
         except urllib.error.HTTPError as e:
             return e.code, json.loads(e.read() or b"{}")
@@ -100,7 +101,7 @@ class Stream:
         self.pauses, self.heard, self.attaches, self.ended = [], None, 0, False
 
     def lines(self, n):
-        c = http.client.HTTPConnection("127.0.0.1", self.pair.http[n], timeout=30)
+        c = http.client.HTTPConnection("127.0.0.1", self.pair.http[n], timeout=3)
         if self.id is None:
             c.request("POST", "/v1/chat/completions", self.body)
         else:
@@ -280,6 +281,25 @@ def test_etcd_leader_killed(pair, etcd):
     want = run_streams(p, 400)
     got = run_streams(p, 400, lambda: kills(p, 1))
     judge(want, got, "etcd")
+
+
+def test_etcd_leader_stopped(pair, etcd):
+    """It holds its connections and says nothing: its lease runs out, nodes leave it; woken, it ends by itself."""
+    p = pair(etcd[0], *MOCK, lease_ms=2000)
+    want = run_streams(p, 500)
+    leader = p.ready()
+    other = "b" if leader == "a" else "a"
+
+    def stop():
+        time.sleep(1)
+        p.processes[leader].send_signal(signal.SIGSTOP)
+        wait_for("the other one leads", lambda: p.get(other, "/readyz")[0] == 200, 30)
+        time.sleep(2)
+        p.processes[leader].send_signal(signal.SIGCONT)
+
+    got = run_streams(p, 500, stop)
+    judge(want, got, "etcd, leader stopped")
+    assert p.processes[leader].wait(10) == 1  # "another coordinator leads"
 
 
 def test_etcd_itself_killed(pair, etcd):
