@@ -219,8 +219,16 @@ static __device__ struct mla_worker begin_of(const plan_job &j, int groups, int 
         return b;
     int splits = j.w.starts[lo + 1].x - j.w.starts[lo].x;
     int cost = j.w.starts[lo + 1].y - j.w.starts[lo].y, in = (int)target - j.w.starts[lo].y;
-    int each = COST_TILE * (j.c.split / MLA_TILE) + COST_SPLIT;
-    int split = whole || splits == 1 ? (2 * in > cost) * splits : (in + each / 2) / each;
+    // Split s > 0 begins at COST_GROUP + s * each: whoever begins a group pays for that.
+    int each = COST_TILE * (j.c.split / MLA_TILE) + COST_SPLIT, split;
+    if (whole || splits == 1)
+        split = (2 * in >= cost) * splits;
+    else if (2 * in < COST_GROUP + each)
+        split = 0;
+    else if (2 * in >= COST_GROUP + (splits - 1) * each + cost)
+        split = splits;
+    else
+        split = min(splits - 1, max(1, (in - COST_GROUP + each / 2) / each));
     bool next = split >= splits;
     b.group = next ? lo + 1 : lo;
     b.split = next ? 0 : split;
