@@ -226,6 +226,12 @@ static double log_sum_exp(const float *v, uint32_t n)
     return (double)max + same_log((double)sum / one);
 }
 
+// Never -0: the sign of a logit of 0 must not show.
+static float log_probability(float logit, double lse)
+{
+    return (float)((double)logit - lse) + 0.0f;
+}
+
 // Insertion into a list of at most KERN_SAMPLE_TOP_MAX, most likely first, ids ascending among
 // equals.
 static void top_logprobs(const float *logits, uint32_t vocab, uint32_t want, double lse,
@@ -243,7 +249,7 @@ static void top_logprobs(const float *logits, uint32_t vocab, uint32_t want, dou
         out->top[at].logprob = logits[i];
     }
     for (uint32_t i = 0; i < n; i++)
-        out->top[i].logprob = (float)((double)out->top[i].logprob - lse);
+        out->top[i].logprob = log_probability(out->top[i].logprob, lse);
     out->top_n = n;
 }
 
@@ -264,7 +270,7 @@ void sample_row(struct sample_memory *m, const float *logits, const struct kern_
     out->token = greedy ? (int32_t)argmax(row, m->vocab) : sample(m, row, r);
     if (r->logprob || r->top_n) {
         double lse = log_sum_exp(logits, m->vocab);
-        out->logprob = r->logprob ? (float)((double)logits[out->token] - lse) : 0;
+        out->logprob = r->logprob ? log_probability(logits[out->token], lse) : 0;
         top_logprobs(logits, m->vocab, r->top_n, lse, out);
     }
 }

@@ -432,7 +432,7 @@ static __device__ double log_sum(const row &raw, u64 sum)
 
 static __device__ float log_probability(float l, double lse)
 {
-    return (float)__dadd_rn((double)l, -lse);
+    return __fadd_rn((float)__dadd_rn((double)l, -lse), 0.0f);
 }
 
 static __device__ void report_top(memory &m, const row &raw, uint32_t n, double lse,
