@@ -53,40 +53,16 @@ static bool take_best(const struct model_shard *shard, const struct sampler_inpu
     return true;
 }
 
-// A GPU's rows are still fetched and sampled here; kern_sample makes the same choice.
-static enum status sample_on_host(struct step_sampler *s, struct model_shard *shard,
-                                  const struct sampler_input *in, size_t n,
-                                  struct step_sample *out)
-{
-    const uint32_t vocab = (uint32_t)shard->config.vocab;
-    if (s->vocab != vocab) {
-        sampler_destroy(s->host);
-        s->host = sampler_create(vocab);
-        s->logits = mem_realloc(s->logits, vocab, sizeof *s->logits);
-        s->vocab = vocab;
-    }
-    enum status st = STATUS_OK;
-    for (size_t i = 0; i < n && st == STATUS_OK; i++) {
-        struct sampler_input row = in[i];
-        row.logits = s->logits;
-        st = forward_logits(shard, i, s->logits);
-        st = st == STATUS_OK ? sampler_pick(s->host, &row, &out[i]) : st;
-    }
-    return st;
-}
-
 enum status step_sampler_run(struct step_sampler *s, struct model_shard *shard,
                              const struct sampler_input *in, size_t n, struct step_sample *out)
 {
     enum status st;
     if (take_best(shard, in, n, out, &st))
         return st;
-    struct kern *k = shard->kern;
-    if (kern_backend(k) == KERN_CUDA)
-        return sample_on_host(s, shard, in, n, out);
     size_t history_n = 0;
     for (size_t i = 0; i < n; i++)
         history_n += in[i].tokens_n;
+    struct kern *k = shard->kern;
     st = ensure(s, k, n, history_n);
     if (st != STATUS_OK)
         return st;
@@ -121,8 +97,6 @@ void step_sampler_finish(struct step_sampler *s)
     kern_buf_destroy(s->rows);
     kern_buf_destroy(s->history);
     kern_buf_destroy(s->out);
-    sampler_destroy(s->host);
-    free(s->logits);
     free(s->host_rows);
     free(s->host_out);
     *s = (struct step_sampler){0};

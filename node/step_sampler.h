@@ -13,9 +13,6 @@ struct step_sampler {
     struct kern_sample_row *host_rows;
     struct kern_sample_out *host_out;
     size_t cap; // rows
-    struct sampler *host;
-    float *logits; // [vocab]
-    uint32_t vocab;
 };
 
 // in[i].logits is not looked at: row i of the last forward_run's logits is. Sets what sampler_pick
