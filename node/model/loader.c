@@ -123,7 +123,7 @@ static bool blocks_native(const struct loader *l)
     return l->native[0] && b[0] == KERN_SCALE_BLOCK && b[1] == KERN_SCALE_BLOCK;
 }
 
-enum status loader_dtype(struct loader *l, const char *const *names, bool quantized_ok,
+enum status loader_dtype(struct loader *l, const char *const *names, enum loader_keep keep,
                          enum kern_dtype *out)
 {
     enum st_dtype first = ST_F32, d = ST_F32;
@@ -141,9 +141,9 @@ enum status loader_dtype(struct loader *l, const char *const *names, bool quanti
         *out = KERN_BF16;
     else if (same && first == ST_F16)
         *out = KERN_F16;
-    else if (same && first == ST_F8_E4M3 && quantized_ok && blocks_native(l))
+    else if (same && first == ST_F8_E4M3 && keep == LOADER_KEEP_ALL && blocks_native(l))
         *out = KERN_FP8;
-    else if (same && first == ST_I8 && quantized_ok && l->native[1])
+    else if (same && first == ST_I8 && keep != LOADER_KEEP_NONE && l->native[1])
         *out = KERN_INT8;
     else
         *out = gpu && !wide ? KERN_BF16 : KERN_F32;

@@ -58,11 +58,11 @@ struct loader_rows {
 // The dtype in which the named matrices can share one weight: their own if all have the same 16-bit
 // or quantized type and the kern computes with it; otherwise they are expanded, to float32 on CPUs
 // (nothing is lost) and to bf16 on GPUs unless there is float32 among them. names ends with NULL.
-// quantized_ok: the weight may be of a quantized dtype; false for what is never kept so, and where
-// a part does not begin at a multiple of 128 rows, in its tensor or in the weight, because then
-// 128x128 blocks of fp8 do not stay blocks.
+// keep: which quantized dtypes the weight may have. Rows that do not begin at a multiple of 128, in
+// their tensor or in the weight, are no whole 128x128 blocks of fp8.
+enum loader_keep { LOADER_KEEP_NONE, LOADER_KEEP_INT8, LOADER_KEEP_ALL };
 STATUS_MUST_USE enum status loader_dtype(struct loader *l, const char *const *names,
-                                         bool quantized_ok, enum kern_dtype *out);
+                                         enum loader_keep keep, enum kern_dtype *out);
 
 STATUS_MUST_USE enum status loader_weight(struct loader *l, const struct kern_weight_args *args,
                                           struct kern_weight **out);

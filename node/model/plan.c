@@ -23,6 +23,21 @@ static enum status split_named(const char *what, int total, const struct model_r
     return STATUS_OK;
 }
 
+// Rows of matrices. Those of an fp8 model are dealt in whole blocks of scales where every rank
+// still gets some, so that each rank computes with its blocks as they are, whatever T is.
+static enum status split_rows(const char *what, int total, const struct model_config *c,
+                              const struct model_rank *r, struct model_split *out, struct errmsg *e)
+{
+    const int block = c->fp8_block[0];
+    enum status s = split_named(what, total, r, out, e);
+    if (s != STATUS_OK || !block || out->part % block == 0)
+        return s;
+    const int part = (out->part + block - 1) / block * block, first = part * r->tensor;
+    if ((int64_t)part * (r->tensors - 1) < total)
+        *out = (struct model_split){part, first, total - first < part ? total - first : part};
+    return s;
+}
+
 // Query heads go with their kv head. With fewer kv heads than ranks, T / kv_heads ranks share one.
 static enum status split_heads(const struct model_config *c, const struct model_rank *r,
                                struct model_plan *p, struct errmsg *e)
@@ -57,9 +72,9 @@ static enum status split_mlps(const struct model_config *c, const struct model_r
         experts |= moe;
     }
     if (dense)
-        s = split_named("intermediate_size", c->intermediate, r, &p->inter, e);
+        s = split_rows("intermediate_size", c->intermediate, c, r, &p->inter, e);
     if (s == STATUS_OK && experts)
-        s = split_named("moe_intermediate_size", c->moe.intermediate, r, &p->expert_inter, e);
+        s = split_rows("moe_intermediate_size", c->moe.intermediate, c, r, &p->expert_inter, e);
     return s;
 }
 
@@ -88,7 +103,7 @@ enum status model_plan_make(const struct model_config *c, const struct model_ran
     p.layers_n = first[r->stage + 1] - p.layer_first;
     p.first_stage = r->stage == 0;
     p.last_stage = r->stage == r->stages - 1;
-    enum status s = split_named("hidden_size", c->hidden, r, &p.hidden, e);
+    enum status s = split_rows("hidden_size", c->hidden, c, r, &p.hidden, e);
     if (s == STATUS_OK)
         s = split_named("vocab_size", c->vocab, r, &p.vocab, e);
     if (s == STATUS_OK)

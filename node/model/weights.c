@@ -38,20 +38,28 @@ static bool starts_block(int64_t row)
     return row % KERN_SCALE_BLOCK == 0;
 }
 
+static enum loader_keep keep_of(bool plain, bool blocks)
+{
+    return plain ? LOADER_KEEP_NONE : blocks ? LOADER_KEEP_ALL : LOADER_KEEP_INT8;
+}
+
 // A matrix of `cols` columns made of the parts, one above the other. plain: never quantized.
 static enum status load_stacked_as(struct shard_loader *sl, const struct part *parts, int parts_n,
                                    int64_t cols, bool plain, struct kern_weight **out)
 {
     const char *names[4] = {0};
     size_t rows = 0;
-    bool quantized_ok = !plain;
+    bool blocks = true;
     for (int i = 0; i < parts_n; i++) {
         names[i] = parts[i].name;
-        quantized_ok &= starts_block(parts[i].first) && starts_block((int64_t)rows);
+        // The next part begins at a block on every rank, or is taken not to on any.
+        const bool last = i + 1 == parts_n;
+        blocks &= starts_block(parts[i].first) && starts_block((int64_t)rows) &&
+                  (last || starts_block(parts[i].rows));
         rows += (size_t)parts[i].n;
     }
     struct kern_weight_args args = {.stack = 1, .rows = rows, .cols = (size_t)cols};
-    enum status s = loader_dtype(&sl->l, names, quantized_ok, &args.dtype);
+    enum status s = loader_dtype(&sl->l, names, keep_of(plain, blocks), &args.dtype);
     if (s == STATUS_OK)
         s = loader_weight(&sl->l, &args, out);
     struct loader_dest d = {.w = *out, .dtype = args.dtype};
@@ -178,7 +186,7 @@ static enum status load_kv_b(struct shard_loader *sl, struct layer_weights *w)
     char name[NAME];
     const char *names[] = {name_of(sl, name, "self_attn.kv_b_proj.weight"), NULL};
     struct loader_dest uk = {.transposed = true}, uv = {0};
-    enum status s = loader_dtype(&sl->l, names, false, &uk.dtype);
+    enum status s = loader_dtype(&sl->l, names, LOADER_KEEP_NONE, &uk.dtype);
     uv.dtype = uk.dtype;
     struct kern_weight_args a = {
         .dtype = uk.dtype, .stack = heads, .rows = latent, .cols = (size_t)c->nope_dim};
@@ -278,14 +286,14 @@ static const char *expert_name(const struct shard_loader *sl, char buf[NAME], in
 // The dtype that holds the named matrix of every expert without loss; of two kinds when `other` is
 // not NULL, because the kern computes gate and up together.
 static enum status stack_dtype(struct shard_loader *sl, const char *kind, const char *other,
-                               bool quantized_ok, enum kern_dtype *out)
+                               bool blocks, enum kern_dtype *out)
 {
     char name[2][NAME];
     for (int e = 0; e < sl->c->moe.experts + sl->c->moe.shared; e++) {
         const char *names[] = {expert_name(sl, name[0], e, kind),
                                expert_name(sl, name[1], e, other ? other : kind), NULL};
         enum kern_dtype dtype;
-        enum status s = loader_dtype(&sl->l, names, quantized_ok, &dtype);
+        enum status s = loader_dtype(&sl->l, names, keep_of(false, blocks), &dtype);
         if (s != STATUS_OK)
             return s;
         *out = e == 0 || dtype == *out ? dtype : KERN_F32;
@@ -376,7 +384,7 @@ static enum status load_embed(struct shard_loader *sl, struct kern_weight **out)
     const struct model_config *c = sl->c;
     struct kern_weight_args a = {
         .kind = KERN_WEIGHT_TABLE, .stack = 1, .rows = (size_t)c->vocab, .cols = (size_t)c->hidden};
-    enum status s = loader_dtype(&sl->l, names, false, &a.dtype);
+    enum status s = loader_dtype(&sl->l, names, LOADER_KEEP_NONE, &a.dtype);
     if (s == STATUS_OK)
         s = loader_weight(&sl->l, &a, out);
     struct loader_rows r = {.name = names[0], .rows = c->vocab, .cols = c->hidden, .n = c->vocab};

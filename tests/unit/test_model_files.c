@@ -385,6 +385,14 @@ static void test_plans(void **state)
     assert_true(p.heads.n == 2 && p.heads.first == 2 && p.kv_heads.first == 0);
     expect_error(model_plan_make(&c, &(struct model_rank){0, 1, 0, 3}, &p, &e), &e, "",
                  "num_key_value_heads = 2");
+    // Rows of an fp8 model in whole blocks: 1408 = 11 blocks over two ranks; where a rank would get
+    // none, as of 100, evenly.
+    struct model_config f = c;
+    f.fp8_block[0] = f.fp8_block[1] = 128;
+    f.hidden = 1408;
+    assert_int_equal(model_plan_make(&f, &(struct model_rank){0, 1, 1, 2}, &p, &e), STATUS_OK);
+    assert_true(p.hidden.part == 768 && p.hidden.first == 768 && p.hidden.n == 640);
+    assert_true(p.inter.part == 50 && p.inter.first == 50 && p.inter.n == 50);
     expect_error(model_plan_make(&c, &(struct model_rank){0, 8, 0, 1}, &p, &e), &e, "",
                  "num_hidden_layers = 7");
     expect_error(model_plan_make(&c, &(struct model_rank){0, 1, 2, 2}, &p, &e), &e, "",
@@ -562,8 +570,7 @@ int main(void)
         cmocka_unit_test(test_sharded),       cmocka_unit_test(test_defaults),
         cmocka_unit_test(test_rope_names),    cmocka_unit_test(test_rope_tables),
         cmocka_unit_test(test_bad_configs),   cmocka_unit_test(test_plans),
-   cmocka_unit_test(test_stages),
-   cmocka_unit_test(test_stages_of_any_shape),
+        cmocka_unit_test(test_stages),        cmocka_unit_test(test_stages_of_any_shape),
         cmocka_unit_test(test_wrong_tensors), cmocka_unit_test(test_cut_short),
     };
     return cmocka_run_group_tests_name("unit/model_files", tests, make_dir, remove_dir);
