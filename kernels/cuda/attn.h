@@ -72,7 +72,7 @@ enum { CUDA_MLA_SPLIT = 512 };
 size_t cuda_mla_plan_bytes(const struct cuda_mla *m);
 size_t cuda_mla_scratch_bytes(const struct cuda_mla *m);
 // Cuts the rows of a step into pieces of work of equal size for all multiprocessors. Once per step:
-// every layer's cuda_mla with the same rows (and n, keys_max, heads, split, plan_bytes,
+// every layer's cuda_mla with the same rows (and n, keys_max, heads, form, split, plan_bytes,
 // scratch_bytes) uses it.
 cudaError_t cuda_mla_plan(cudaStream_t s, const struct cuda_mla *m);
 cudaError_t cuda_mla(cudaStream_t s, const struct cuda_mla *m);

@@ -392,8 +392,8 @@ static __global__ void CLUSTER(RANKS) __launch_bounds__(BLOCK, 1)
 bool mla_is_short(const struct cuda_mla *m, const struct mla_cut *c)
 {
     size_t splits = ((size_t)c->keys_max + c->split - 1) / c->split;
-    return c->split == RANKS * MLA_TILE && m->heads <= ROWS && m->rows.n * splits <= CLUSTERS &&
-           m->rows.n * splits <= c->warps;
+    return m->form == CUDA_KV_BF16 && c->split == RANKS * MLA_TILE && m->heads <= ROWS &&
+           m->rows.n * splits <= CLUSTERS && m->rows.n * splits <= c->warps;
 }
 
 cudaError_t mla_short(cudaStream_t s, const struct cuda_mla *m, const struct mla_cut *c)

@@ -108,13 +108,6 @@ static __device__ __forceinline__ void tensor_load_3d(uint32_t to, const CUtenso
                  "l"(map), "r"(x), "r"(y), "r"(z), "r"(bar)
                  : "memory");
 }
-static __device__ __forceinline__ void tensor_prefetch_2d(const CUtensorMap *map, int x, int y)
-{
-    asm volatile("cp.async.bulk.prefetch.tensor.2d.L2.global [%0, {%1, %2}];" ::"l"(map), "r"(x),
-                 "r"(y)
-                 : "memory");
-}
-
 // ---- products of a warpgroup
 
 // Where an operand lies: address and strides of its 8x128-byte atoms (128-byte swizzle).
