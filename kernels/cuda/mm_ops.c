@@ -111,7 +111,9 @@ void cuda_linear(struct kern *k, const struct kern_linear_args *a)
     const struct cuda_rows x = cuda_rows(&a->x), out = cuda_rows(&a->out), add = cuda_rows(&a->add);
     const float *bias = a->bias ? a->bias->p : NULL;
     struct cuda_matmul m = {.heads = 1, .bias = bias, .add = add.p, .add_ld = add.stride};
-    if (matrix_of(a->w, &m.w) && x_fits(&x) && out_fits(&out) && (!add.p || out_fits(&add))) {
+    // The many-row kernels add to f32 only: then the few-row ones are not asked either.
+    const bool add_fits = !add.p || (out_fits(&add) && !out.bf16);
+    if (matrix_of(a->w, &m.w) && x_fits(&x) && out_fits(&out) && add_fits) {
         matmul(c, &m, &x, &out, a->n, "linear");
         return;
     }
