@@ -131,7 +131,6 @@ struct cuda_experts_gate_up {
     uint16_t *out; // bf16 [n * (topk + always)][out_ld], out_ld even
     size_t out_ld;
 };
-cudaError_t cuda_experts_gate_up(cudaStream_t s, const struct cuda_experts_gate_up *m);
 
 // out[i][r] = sum over i's choices by rising expert id of fmaf(weight, down[e][r] . h[pair], sum),
 // from 0, the always chosen last; then + shared[i][r], then + residual[i][r]. f32.
@@ -152,11 +151,10 @@ struct cuda_experts_down {
     // that one kernel cannot keep the sums (cuda_experts_products_bytes; NULL when that is 0).
     float *products;
 };
-// True: gate_up and down below take the many-row kernels.
+// True: gate_up and down are for the many-row kernels (mm_many), else for the few-row ones.
 bool cuda_experts_take_many(const struct cuda_experts *e);
 enum { CUDA_EXPERTS_FEW = 1024 }; // tokens up to which the few-row kernel keeps the sums itself
 size_t cuda_experts_products_bytes(const struct cuda_experts_down *m);
-cudaError_t cuda_experts_down(cudaStream_t s, const struct cuda_experts_down *m);
 
 // Few rows per expert; they read plan where cuda_experts_plan_bytes is not 0. down: n <=
 // CUDA_EXPERTS_FEW.

@@ -101,8 +101,7 @@ static void matmul(struct cuda *c, struct cuda_matmul *m, const struct cuda_rows
     m->out_bf16 = out->bf16;
     m->out_ld = out->stride;
     m->n = (int)n;
-    cuda_check(c, n <= CUDA_MM_FEW ? cuda_matmul_few(c->stream, m) : cuda_matmul_many(c->stream, m),
-               name);
+    cuda_check(c, cuda_matmul(c->stream, m), name);
 }
 
 void cuda_linear(struct kern *k, const struct kern_linear_args *a)
