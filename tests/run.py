@@ -19,7 +19,7 @@ import xml.etree.ElementTree as xml
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-BUDGET_S = 590  # of everything together
+BUDGET_S = 1150  # of everything together: it must stay under 20 minutes on two cores
 PARTS = ["unit", "sim", "layers", "e2e", "rdma", "sanitize"]
 PYTEST_OF = {"layers": "tests/layers", "e2e": "tests/e2e"}
 START = time.monotonic()
@@ -70,8 +70,8 @@ def tail(path, lines=40):
 
 def errors(path, lines=60):
     """What a compiler or linker complained about, each with the lines after it."""
-    text, found, left = Path(path).read_text(errors="replace").splitlines(), [], 0
-    for line in text:
+    found, left = [], 0
+    for line in Path(path).read_text(errors="replace").splitlines() if Path(path).exists() else []:
         left = 4 if re.search(r"\berror\b|undefined reference|cannot find", line) else left - 1
         if left > 0 and len(found) < lines:
             found.append(line[:400])
@@ -103,7 +103,7 @@ def build(folder, options, tally, suites=None):
     log = folder.parent / (folder.name + ".log")
     for step in (lambda: setup + options, lambda: ["ninja", "-k", "20", "-C", str(folder), *programs(folder, suites)]):
         command = step()
-        status = run(command, 300, log)
+        status = run(command, 600, log) # CUDA's templates take minutes of two cores
         if status != 0:
             why = "ran out of time" if status is None else f"exit {status}"
             print(errors(log) or tail(log), flush=True)
@@ -217,7 +217,7 @@ def part_pytest(args, tally, part):
                "-o", "junit_family=xunit1", PYTEST_OF[part]]
     env = {"HADAL": str(folder / "hadal"), "HADAL_TEST_QUICK": "1" if args.quick else "",
            "PYTHONDONTWRITEBYTECODE": "1"}
-    status = run(command, 330, log, env)
+    status = run(command, 540, log, env)
     if report.exists():
         count_junit(report, part, tally)
     if status is None:
