@@ -78,9 +78,13 @@ def errors(path, lines=60):
     return "\n".join(found)
 
 
-def introspect_tests(folder):
-    return json.loads(subprocess.run(["meson", "introspect", "--tests", str(folder)], cwd=ROOT, check=True,
+def introspect(what, folder):
+    return json.loads(subprocess.run(["meson", "introspect", f"--{what}", str(folder)], cwd=ROOT, check=True,
                                      capture_output=True, text=True).stdout)
+
+
+def introspect_tests(folder):
+    return introspect("tests", folder)
 
 
 def suites_of(folder):
@@ -88,10 +92,12 @@ def suites_of(folder):
 
 
 def programs(folder, suites):
-    """ninja targets of the programs of these suites; none: everything."""
+    """ninja targets of these suites' programs and of what they load; none: everything."""
     tests = introspect_tests(folder) if suites else []
-    mine = [t["cmd"][0] for t in tests if {s.split(":")[-1] for s in t["suite"]} & set(suites)]
-    return sorted({os.path.relpath(p, folder) for p in mine})
+    mine = [t for t in tests if {s.split(":")[-1] for s in t["suite"]} & set(suites)]
+    loaded = {d for t in mine for d in t["depends"]}
+    files = [f for t in introspect("targets", folder) if t["id"] in loaded for f in t["filename"]] if loaded else []
+    return sorted({os.path.relpath(p, folder) for p in [t["cmd"][0] for t in mine] + files})
 
 
 def build(folder, options, tally, suites=None):
