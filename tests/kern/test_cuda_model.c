@@ -103,18 +103,14 @@ static double relative_error(const float *x, const float *ref, size_t n)
     return sqrt(d / norm);
 }
 
-// Rows that differ by more than error_max: where the choice of an expert is nearly a tie (gaps of
-// 1e-3 between scores occur in the goldens), bf16 activations may tip it over, and the row is that
-// of another function, and so may be some that attend to it. They are set equal to the reference's,
-// so that what is left is judged; more than one row in ten is too many.
-static int take_out_tipped(float *x, const float *ref, int n, int vocab)
+// Rows that differ by more than error_max by themselves: where the choice of an expert is nearly a
+// tie (gaps of 1e-3 between scores occur in the goldens), bf16 activations may tip it over. Told
+// beside the error of all rows, to say where that comes from; it excuses nothing.
+static int tipped_rows(const float *x, const float *ref, int n, int vocab)
 {
     int tipped = 0;
     for (int i = 0; i < n; i++, x += vocab, ref += vocab)
-        if (relative_error(x, ref, (size_t)vocab) > error_max) {
-            memcpy(x, ref, (size_t)vocab * sizeof *x);
-            tipped++;
-        }
+        tipped += relative_error(x, ref, (size_t)vocab) > error_max;
     return tipped;
 }
 
@@ -160,21 +156,12 @@ static void check_model(const char *name, const char *dir, const int32_t *ids, i
     int vocab = local_replica_config(cpu)->vocab, ties = 0;
     size_t all = (size_t)n * (size_t)vocab;
     float *want = all_logits(cpu, 0, ids, n, MAX_ROWS), *got = all_logits(cuda, 0, ids, n, n);
-    float *judged = mem_alloc(all * sizeof *judged);
-    memcpy(judged, got, all * sizeof *judged);
     const bool quantized = local_replica_config(cpu)->fp8_block[0] > 0;
-    const bool experts = local_replica_config(cpu)->moe.experts > 0 && !quantized;
-    int tipped = experts ? take_out_tipped(judged, want, n, vocab) : 0;
-    double error = relative_error(judged, want, all);
-    int wrong = wrong_choices(judged, want, n, vocab, &ties);
-    print_message(
-        "  %s: relative error %.2e (%d rows tipped over: %.2e), %d of %d choices wrong, %d "
-        "near ties\n",
-        name, error, tipped, relative_error(got, want, all), wrong, n, ties);
-    free(judged);
-    assert_true(error <= (quantized ? fp8_error_max : error_max));
-    assert_true(tipped * 10 <= n);
-    assert_true(wrong == 0 || quantized);
+    const double error = relative_error(got, want, all);
+    const int wrong = wrong_choices(got, want, n, vocab, &ties);
+    print_message("  %s: relative error %.2e (%d rows above the bound), %d of %d choices wrong, %d "
+                  "near ties\n",
+                  name, error, tipped_rows(got, want, n, vocab), wrong, n, ties);
     static const int chunks[] = {1, 7, 64};
     for (size_t i = 0; i < sizeof chunks / sizeof *chunks; i++) {
         float *cut = all_logits(cuda, 1, ids, n, chunks[i]);
@@ -193,6 +180,8 @@ static void check_model(const char *name, const char *dir, const int32_t *ids, i
         check_split(name, dir, ids, n, got);
     free(want);
     free(got);
+    assert_true(error <= (quantized ? fp8_error_max : error_max));
+    assert_true(wrong == 0 || quantized);
 }
 
 static void check_golden(const char *name)
