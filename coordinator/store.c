@@ -67,7 +67,7 @@ static void publish(struct store *s, const struct store_view *next)
 static bool pause_ms(struct store *s, uint32_t ms)
 {
     struct timespec until;
-    clock_gettime(CLOCK_REALTIME, &until);
+    clock_gettime(CLOCK_MONOTONIC, &until); // a clock that is set back must not end a lease
     until.tv_sec += ms / 1000;
     until.tv_nsec += (long)(ms % 1000) * 1000000;
     if (until.tv_nsec >= 1000000000) {
@@ -110,9 +110,15 @@ enum status store_open(const struct store_args *args, struct store **out, struct
         s->arg = args->arg;
         s->view.reachable = true;
         pthread_mutex_init(&s->lock, NULL);
-        pthread_cond_init(&s->wake, NULL);
+        pthread_condattr_t attr;
+        pthread_condattr_init(&attr);
+        pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+        pthread_cond_init(&s->wake, &attr);
+        pthread_condattr_destroy(&attr);
         if (pthread_create(&s->thread, NULL, run, s)) {
             s->ops->close(body);
+            pthread_mutex_destroy(&s->lock);
+            pthread_cond_destroy(&s->wake);
             free(s);
             return errmsg_set(err, STATUS_NO_MEMORY, "store: no thread");
         }
