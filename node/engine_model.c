@@ -27,6 +27,7 @@ static struct engine_model *model_of(struct engine *e)
     return (struct engine_model *)e;
 }
 
+// For an order: wherever the worker waits, also while it links up.
 static void wake_worker(struct worker *w)
 {
     pthread_mutex_lock(&w->lock);
@@ -35,6 +36,17 @@ static void wake_worker(struct worker *w)
     for (int k = 0; k < XPORT_KINDS; k++)
         if (w->hubs[k])
             lane_hub_wake(w->hubs[k]);
+}
+
+// For a plan, once a step: only where a linked worker can be waiting.
+static void wake_linked(struct worker *w)
+{
+    pthread_mutex_lock(&w->lock);
+    pthread_cond_signal(&w->posted);
+    struct lane_hub *hub = w->hub;
+    pthread_mutex_unlock(&w->lock);
+    if (hub)
+        lane_hub_wake(hub);
 }
 
 // A worker that waits for its device looks at no link: the collectives are told as well.
@@ -114,7 +126,7 @@ static enum status model_submit(struct engine *e, const struct step_plan *plan)
     step_plan_encode(plan, &p->bytes);
     bool pushed = spsc_push(&w->plans, p);
     assert(pushed); // as many places as plans exist
-    wake_worker(w);
+    wake_linked(w);
     return STATUS_OK;
 }
 

@@ -113,12 +113,14 @@ void worker_report_fault(struct worker *w, enum status status, const char *text,
 // ---- forming
 // ----------------------------------------------------------------------------------------
 
-// The heartbeat thread may look at the comm's progress only under the lock.
+// The heartbeat thread may look at the comm's progress only under the lock; the owner wakes the
+// hub.
 static void worker_publish_comm(struct worker *w, struct comm *comm)
 {
     pthread_mutex_lock(&w->lock);
     w->comm = comm;
     w->comm_epoch = w->state->form.epoch;
+    w->hub = comm ? w->state->hub : NULL;
     pthread_mutex_unlock(&w->lock);
 }
 

@@ -42,6 +42,7 @@ struct worker {
     char uuid[ENGINE_UUID_BYTES]; // of the GPU; "" = none, or not open yet
     struct comm *comm;   // of the linked replica, else NULL: its progress, for the heartbeat thread
     uint64_t comm_epoch; // that `comm` belongs to
+    struct lane_hub *hub; // in which a linked rank of several waits, else NULL
 
     struct spsc plans, plans_free;   // struct worker_plan
     struct spsc events, events_free; // struct worker_event
