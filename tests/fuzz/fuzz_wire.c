@@ -25,6 +25,9 @@ static void decode(const struct wire_frame *f, struct wire_arena *in, struct wir
     if (!wire_decode_rpc(in, f, &r, &err) &&
         (wire_encode_rpc(out, f->stream, &r, &again) || !again.n))
         abort();
+    struct copy c;
+    if (!wire_decode_copy(in, f, &c, &err) && (wire_encode_copy(out, &c, &again) || !again.n))
+        abort();
     strbuf_finish(&again);
 }
 
