@@ -8,8 +8,7 @@
 #include "base/prng.h"
 #include "node/model/encode.h"
 #include "node/model/quantize.h"
-#include "tests/unit/model_fixture.h"
-#include "tools/local_replica.h"
+#include "tests/unit/small_logits.h"
 
 // ---- numbers
 
@@ -147,52 +146,24 @@ static int remove_model(void **state)
     return remove_tree(root);
 }
 
-enum { TOKENS = 24, VOCAB = 300 };
-
-static void compute(const struct model_source *source, float out[TOKENS * VOCAB])
+static void compute_folder(const char *name, float out[SMALL_TOKENS * SMALL_VOCAB])
 {
-    struct local_replica_args a = {.source = *source,
-                                   .stages = 1,
-                                   .tensors = 1,
-                                   .backend = KERN_CPU,
-                                   .threads = 2,
-                                   .max_seqs = 1,
-                                   .max_rows = TOKENS,
-                                   .max_logits = TOKENS};
-    struct local_replica *r = NULL;
-    struct errmsg e = {0};
-    if (local_replica_open(&a, &r, &e) != STATUS_OK)
-        fail_msg("%s", e.text);
-    int32_t ids[TOKENS], seq[TOKENS] = {0}, pos[TOKENS];
-    for (int i = 0; i < TOKENS; i++) {
-        ids[i] = i * 31 % VOCAB;
-        pos[i] = i;
-    }
-    struct local_batch b = {TOKENS, ids, seq, pos, pos, TOKENS};
-    if (local_replica_run(r, &b, &e) != STATUS_OK)
-        fail_msg("%s", e.text);
-    for (size_t i = 0; i < TOKENS; i++)
-        assert_int_equal(local_replica_logits(r, i, out + i * VOCAB), STATUS_OK);
-    local_replica_close(r);
-}
-
-static void compute_folder(const char *name, float out[TOKENS * VOCAB])
-{
-    compute(&(struct model_source){.dir = in_root(name)}, out);
+    small_logits(&(struct model_source){.dir = in_root(name)}, KERN_CPU, 1, 1, out);
 }
 
 // Relative distance of logits. Experts near a tie may be chosen otherwise, so bounds are loose.
 static double distance(const float *a, const float *b)
 {
     double d = 0, n = 0;
-    for (size_t i = 0; i < TOKENS * VOCAB; i++) {
+    for (size_t i = 0; i < SMALL_TOKENS * SMALL_VOCAB; i++) {
         d += pow((double)a[i] - b[i], 2);
         n += (double)b[i] * b[i];
     }
     return sqrt(d / n);
 }
 
-static float plain[TOKENS * VOCAB], other[TOKENS * VOCAB], third[TOKENS * VOCAB];
+static float plain[SMALL_TOKENS * SMALL_VOCAB], other[SMALL_TOKENS * SMALL_VOCAB],
+    third[SMALL_TOKENS * SMALL_VOCAB];
 
 // What a shape's random weights are does not depend on whether a file lies between.
 static void test_shape_written(void **state)
@@ -200,7 +171,7 @@ static void test_shape_written(void **state)
     assert_true(count_entries(in_root("bf16")) > 5); // several files
     compute_folder("bf16", plain);
     const struct model_source s = {.config = in_root("shape.json"), .random = true, .seed = 2};
-    compute(&s, other);
+    small_logits(&s, KERN_CPU, 1, 1, other);
     assert_true(distance(other, plain) < 1e-2); // vectors are float32 there, bf16 nowhere
 }
 

@@ -3,8 +3,7 @@
 #include <math.h>
 
 #include "base/mem.h"
-#include "tests/unit/model_fixture.h"
-#include "tools/local_replica.h"
+#include "tests/unit/small_logits.h"
 
 // ---- published shapes
 
@@ -87,37 +86,7 @@ static int remove_shape(void **state)
     return unlink(path);
 }
 
-enum { TOKENS = 24, VOCAB = 300 };
-
-static void compute(const struct model_source *source, enum kern_backend backend, int stages,
-                    int tensors, float out[TOKENS * VOCAB])
-{
-    struct local_replica_args a = {.source = *source,
-                                   .stages = stages,
-                                   .tensors = tensors,
-                                   .backend = backend,
-                                   .threads = 2,
-                                   .max_seqs = 1,
-                                   .max_rows = TOKENS,
-                                   .max_logits = TOKENS};
-    struct local_replica *r = NULL;
-    struct errmsg e = {0};
-    if (local_replica_open(&a, &r, &e) != STATUS_OK)
-        fail_msg("%s", e.text);
-    int32_t ids[TOKENS], seq[TOKENS] = {0}, pos[TOKENS];
-    for (int i = 0; i < TOKENS; i++) {
-        ids[i] = i * 31 % VOCAB;
-        pos[i] = i;
-    }
-    struct local_batch b = {TOKENS, ids, seq, pos, pos, TOKENS};
-    if (local_replica_run(r, &b, &e) != STATUS_OK)
-        fail_msg("%s", e.text);
-    for (size_t i = 0; i < TOKENS; i++)
-        assert_int_equal(local_replica_logits(r, i, out + i * VOCAB), STATUS_OK);
-    local_replica_close(r);
-}
-
-static float whole[TOKENS * VOCAB], other[TOKENS * VOCAB];
+static float whole[SMALL_TOKENS * SMALL_VOCAB], other[SMALL_TOKENS * SMALL_VOCAB];
 
 static void test_random_weights(void **state)
 {
@@ -125,20 +94,21 @@ static void test_random_weights(void **state)
     for (int p = MODEL_AS_PUBLISHED; p <= MODEL_INT8; p++) {
         struct model_source s = {
             .config = path, .random = true, .seed = 5, .precision = (enum model_precision)p};
-        compute(&s, KERN_CPU, 1, 1, whole);
+        small_logits(&s, KERN_CPU, 1, 1, whole);
         double squares = 0;
-        for (size_t i = 0; i < TOKENS * VOCAB; i++)
+        for (size_t i = 0; i < SMALL_TOKENS * SMALL_VOCAB; i++)
             squares += (double)whole[i] * whole[i];
-        double deviation = sqrt(squares / (TOKENS * VOCAB)); // of logits: about 1 by construction
+        double deviation =
+            sqrt(squares / (SMALL_TOKENS * SMALL_VOCAB)); // of logits: about 1 by construction
         if (!(deviation > 0.3 && deviation < 3))
             fail_msg("precision %d: logits have deviation %g", p, deviation);
-        assert_true(memcmp(whole, whole + VOCAB, VOCAB * sizeof *whole) != 0);
+        assert_true(memcmp(whole, whole + SMALL_VOCAB, SMALL_VOCAB * sizeof *whole) != 0);
         for (size_t i = 0; i < sizeof layouts / sizeof *layouts; i++) {
-            compute(&s, KERN_CPU, layouts[i][0], layouts[i][1], other);
+            small_logits(&s, KERN_CPU, layouts[i][0], layouts[i][1], other);
             assert_memory_equal(other, whole, sizeof whole);
         }
         s.seed = 6;
-        compute(&s, KERN_CPU, 1, 1, other);
+        small_logits(&s, KERN_CPU, 1, 1, other);
         assert_true(memcmp(other, whole, sizeof whole) != 0);
     }
 }
@@ -150,7 +120,7 @@ static void test_first_layers(void **state)
     struct errmsg e = {0};
     assert_int_equal(model_source_config(&s, &c, &e), STATUS_OK);
     assert_int_equal(c.layers, 2);
-    compute(&s, KERN_CPU, 2, 1, whole);
+    small_logits(&s, KERN_CPU, 2, 1, whole);
     s.layers = 4;
     assert_int_equal(model_source_config(&s, &c, &e), STATUS_BAD_CONFIG);
     assert_non_null(strstr(e.text, "the model has 3"));
