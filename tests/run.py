@@ -3,7 +3,7 @@
 Parts, in order: release build (warnings are errors), its cmocka programs, the layer law, the
 end-to-end suites, the unit and simulator programs again under ASan and UBSan. One part runs only when
 asked for (--only rdma): verbs in an emulated machine with software RoCE (tests/rdma-vm), which takes
-one to two minutes and both cores. A part that cannot be built, crashes or runs out of time counts as a
+five minutes and both cores. A part that cannot be built, crashes or runs out of time counts as a
 failed case. Everything has a time limit.
 """
 
@@ -200,7 +200,7 @@ def part_meson(args, tally, which):
     if not suites:
         tally.fail(which, "no such test suite is built")
         return
-    meson_tests(folder, suites, "", tally, 240)
+    meson_tests(folder, suites, "", tally, 600 if which == "rdma" else 240)
 
 
 def count_junit(report, part, tally):
