@@ -86,6 +86,15 @@ void copier_finish(struct copier *c)
         drop_first(c);
 }
 
+bool copier_stuck(struct copier *c, uint64_t now_us, uint32_t limit_ms)
+{
+    if (c->acked == c->seq || c->acked != c->watched || !c->watched_us) {
+        c->watched = c->acked;
+        c->watched_us = now_us;
+    }
+    return now_us - c->watched_us > (uint64_t)limit_ms * 1000;
+}
+
 uint64_t copier_stamp(struct copier *c)
 {
     return ++c->seq;
@@ -95,6 +104,7 @@ void copier_syncing(struct copier *c, uint64_t seq)
 {
     c->synced = false;
     c->synced_seq = seq;
+    c->watched_us = 0; // its time begins now
 }
 
 void copier_ack(struct copier *c, uint64_t seq)

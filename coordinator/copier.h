@@ -18,9 +18,10 @@ struct held;
 
 struct copier {
     enum copy_mode mode;
-    bool synced;         // a standby has everything up to `acked`
-    uint64_t seq, acked; // last record sent; last one acknowledged
-    uint64_t synced_seq; // of SYNCED, while it is not acknowledged; 0 = none
+    bool synced;                  // a standby has everything up to `acked`
+    uint64_t seq, acked;          // last record sent; last one acknowledged
+    uint64_t synced_seq;          // of SYNCED, while it is not acknowledged; 0 = none
+    uint64_t watched, watched_us; // acked when copier_stuck last saw it move, and that time
     struct held *first, *last;
     uint32_t held_n;
 };
@@ -32,6 +33,9 @@ uint64_t copier_stamp(struct copier *c); // the number of the next record
 void copier_syncing(struct copier *c, uint64_t seq);
 void copier_ack(struct copier *c, uint64_t seq);
 void copier_lost(struct copier *c); // no standby any more: nobody waits
+// Called every now and then while there is a standby. True: it owes an acknowledgement and has
+// given none for limit_ms; clients must not wait for it any longer.
+bool copier_stuck(struct copier *c, uint64_t now_us, uint32_t limit_ms);
 // True: it is kept back (a copy of it); false: do it now.
 bool copier_hold(struct copier *c, const struct coord_action *a);
 // The next that clients may see; valid until the next call. NULL: none.

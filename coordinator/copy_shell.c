@@ -11,7 +11,7 @@
 #include "base/mem.h"
 #include "coordinator/rpc_shell.h"
 
-enum { RETRY_MS = 100 };
+enum { RETRY_MS = 100, WATCH_MS = 100 };
 
 // To the leader.
 struct uplink {
@@ -41,6 +41,7 @@ struct copies {
     // leader
     struct copier copier;
     uint64_t standby; // its connection; 0 = none
+    uv_timer_t watch; // whether it acknowledges
     struct strbuf frame;
 };
 
@@ -160,6 +161,17 @@ static bool snapshot(void *arg, const struct coord_request_view *v)
     return true;
 }
 
+// A standby that hangs must not hold the clients: it is let go, and comes back when it can.
+static void on_watch(uv_timer_t *t)
+{
+    struct copies *c = t->data;
+    uint32_t limit_ms = c->shell->cfg->core.heartbeat_timeout_ms;
+    if (!copier_stuck(&c->copier, shell_now_us(), limit_ms))
+        return;
+    log_warn("coordinator: the standby has acknowledged nothing for %u ms", limit_ms);
+    rpc_close_conn(c->shell->rpc, c->standby, "it acknowledges nothing");
+}
+
 static void standby_came(struct copies *c, struct rpc_conn *conn, const char *hello_name)
 {
     char name[LIMIT_NAME];
@@ -174,6 +186,7 @@ static void standby_came(struct copies *c, struct rpc_conn *conn, const char *he
     struct copy_record r = {.what = COPY_SYNCED};
     send_record(c, &r);
     copier_syncing(&c->copier, c->copier.seq);
+    uv_timer_start(&c->watch, on_watch, WATCH_MS, WATCH_MS);
     log_info("coordinator: standby %s came, gets %llu records", name,
              (unsigned long long)c->copier.seq);
 }
@@ -208,6 +221,7 @@ void copies_conn_down(struct shell *s, const struct rpc_conn *conn)
         return;
     log_warn("coordinator: the standby is gone: until one comes, nothing is copied");
     c->standby = 0;
+    uv_timer_stop(&c->watch);
     copier_lost(&c->copier);
     release(c);
 }
@@ -428,7 +442,8 @@ enum status copies_open(struct shell *s, struct errmsg *err)
     c->copier.mode = cfg->copies;
     uv_async_init(&s->loop, &c->news, on_news);
     uv_timer_init(&s->loop, &c->retry);
-    c->news.data = c->retry.data = c;
+    uv_timer_init(&s->loop, &c->watch);
+    c->news.data = c->retry.data = c->watch.data = c;
     s->copies = c;
     struct store_args args = {.url = cfg->store,
                               .cluster = cfg->cluster,

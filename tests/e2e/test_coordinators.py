@@ -229,6 +229,27 @@ def test_standby_refuses(pair, tmp_path):
     assert not [s.error for s in run_streams(p, 30) if s.error]
 
 
+def test_standby_stopped_under_streams(pair, tmp_path):
+    """It holds its connection and acknowledges nothing: clients wait no longer than a heartbeat's time-out."""
+    p = pair(f"file:{tmp_path}/lock", *MOCK, copies="sync")
+    want = run_streams(p, 400)
+    other = "b" if p.ready() == "a" else "a"
+    came = f"standby {other} came"
+
+    def stop():
+        time.sleep(1)
+        p.processes[other].send_signal(signal.SIGSTOP)
+
+    got = run_streams(p, 400, stop)
+    judge(want, got, "standby stopped")
+    longest = max(max(s.pauses) for s in got)
+    assert 0.9 < longest < 3, longest  # it did hold them, and not for long
+    assert not sum(s.attaches for s in got)
+    since = (p.folder / "log").read_text().count(came)
+    p.processes[other].send_signal(signal.SIGCONT)
+    wait_for("copies again", lambda: (p.folder / "log").read_text().count(came) > since, 20)
+
+
 def test_libhadal(pair, tmp_path, lib):  # noqa: F811
     p, err = pair(f"file:{tmp_path}/lock", *MOCK), Error()
     url = "hadal://" + ",".join(f"127.0.0.1:{p.rpc[n]}" for n in "ab")

@@ -60,6 +60,29 @@ static void test_clients_wait_for_the_standby(void **state)
     copier_finish(&c);
 }
 
+static void test_a_silent_standby_is_stuck(void **state)
+{
+    struct copier c = {.mode = COPY_SYNC};
+    copier_syncing(&c, copier_stamp(&c));
+    assert_false(copier_stuck(&c, 1000000, 500)); // its time begins
+    assert_false(copier_stuck(&c, 1500000, 500));
+    assert_true(copier_stuck(&c, 1500001, 500));
+    copier_ack(&c, 1);
+    assert_false(copier_stuck(&c, 9000000, 500)); // it owes nothing, however long
+    assert_false(copier_stuck(&c, 99000000, 500));
+    copier_stamp(&c);
+    copier_stamp(&c);
+    assert_false(copier_stuck(&c, 99400000, 500));
+    copier_ack(&c, 2); // one of two: it moves
+    assert_false(copier_stuck(&c, 99600000, 500));
+    assert_false(copier_stuck(&c, 100100000, 500));
+    assert_true(copier_stuck(&c, 100100001, 500));
+    copier_lost(&c);
+    copier_syncing(&c, copier_stamp(&c)); // the next one is given its own time
+    assert_false(copier_stuck(&c, 200000000, 500));
+    copier_finish(&c);
+}
+
 static void test_async_never_waits(void **state)
 {
     struct copier c = {.mode = COPY_ASYNC};
@@ -248,6 +271,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_clients_wait_for_the_standby),
+        cmocka_unit_test(test_a_silent_standby_is_stuck),
         cmocka_unit_test(test_async_never_waits),
         cmocka_unit_test(test_shadow),
         cmocka_unit_test(test_shadow_refuses),
