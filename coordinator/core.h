@@ -25,6 +25,7 @@
 #include "coordinator/breaker.h"
 #include "coordinator/eta.h"
 #include "coordinator/fair.h"
+#include "coordinator/idmap.h"
 #include "coordinator/pace.h"
 #include "coordinator/probe.h"
 #include "coordinator/queue.h"
@@ -104,7 +105,6 @@ struct conn {
     uint64_t id;
     struct member *member;
     bool pulse; // carries heartbeats only
-    UT_hash_handle hh;
 };
 
 //           nodes suffice          all ranks FORMED           right answer
@@ -187,7 +187,7 @@ struct coord {
     uint64_t known_fingerprint;
     bool known_configured;
 
-    struct conn *conns;             // by id
+    struct idmap conns;
     struct member *members_by_name; // LOST ones too
     struct member *members;         // in order of arrival
     uint32_t members_n, free_n;     // free_n: FREE
@@ -199,7 +199,8 @@ struct coord {
     uint32_t credits, load; // of READY replicas: allowed and placed
     uint32_t credits_known; // when there were last any
 
-    struct request *requests; // by id
+    struct idmap requests;            // all that are known
+    struct request *requests_by_time; // the same, in the order of their arrival
     struct queue queues[QUEUE_PLAIN];
     struct fair fair;
     struct tenants tenants;

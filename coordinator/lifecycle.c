@@ -4,14 +4,25 @@
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
+#include <utlist.h>
 
 #include "coordinator/core.h"
 
 struct request *requests_find(const struct coord *c, uint64_t id)
 {
-    struct request *q;
-    HASH_FIND(hh, c->requests, &id, sizeof id, q);
-    return q;
+    return idmap_find(&c->requests, id);
+}
+
+static void requests_add(struct coord *c, struct request *q)
+{
+    idmap_add(&c->requests, q->id, q);
+    DL_APPEND2(c->requests_by_time, q, before, after);
+}
+
+static void requests_remove(struct coord *c, struct request *q)
+{
+    idmap_remove(&c->requests, q->id);
+    DL_DELETE2(c->requests_by_time, q, before, after);
 }
 
 // ---- admission ----
@@ -188,7 +199,7 @@ static void admit(struct coord *c, const struct coord_submit *s, struct tenant *
                   uint64_t deadline_us)
 {
     struct request *q = request_create(s, c->now_us);
-    HASH_ADD(hh, c->requests, id, sizeof q->id, q);
+    requests_add(c, q);
     c->live_n++;
     q->band = q->lane_band = band;
     q->max_tokens = breakers_cap(c, q->max_tokens);
@@ -226,7 +237,7 @@ void requests_submit(struct coord *c, const struct coord_submit *s)
 static void forget(struct coord *c, struct request *q)
 {
     core_disarm(c, &q->life);
-    HASH_DELETE(hh, c->requests, q);
+    requests_remove(c, q);
     request_destroy(q);
 }
 
@@ -337,7 +348,7 @@ void requests_restore(struct coord *c, const struct coord_restore *s)
         return;
     }
     struct request *q = request_create(&s->submit, c->now_us);
-    HASH_ADD(hh, c->requests, id, sizeof q->id, q);
+    requests_add(c, q);
     c->live_n++;
     q->lane_band = q->band;
     q->tenant = tenants_get(&c->tenants, s->submit.tenant, c->now_us);
@@ -401,12 +412,13 @@ void requests_attach(struct coord *c, uint64_t id, bool attach)
 void requests_free(struct coord *c)
 {
     struct request *q, *next;
-    HASH_ITER(hh, c->requests, q, next)
+    DL_FOREACH_SAFE2(c->requests_by_time, q, next, after)
     {
         core_disarm(c, &q->wait);
         core_disarm(c, &q->life);
         q->replica = NULL;
-        HASH_DELETE(hh, c->requests, q);
+        requests_remove(c, q);
         request_destroy(q);
     }
+    idmap_finish(&c->requests);
 }

@@ -72,9 +72,7 @@ void member_blame(struct coord *c, struct member *m, const char *text)
 
 struct conn *conn_find(const struct coord *c, uint64_t id)
 {
-    struct conn *k;
-    HASH_FIND(hh, c->conns, &id, sizeof id, k);
-    return k;
+    return idmap_find(&c->conns, id);
 }
 
 static void conn_add(struct coord *c, uint64_t id, struct member *m, bool pulse)
@@ -83,12 +81,12 @@ static void conn_add(struct coord *c, uint64_t id, struct member *m, bool pulse)
     k->id = id;
     k->member = m;
     k->pulse = pulse;
-    HASH_ADD(hh, c->conns, id, sizeof k->id, k);
+    idmap_add(&c->conns, id, k);
 }
 
 static void conn_forget(struct coord *c, struct conn *k)
 {
-    HASH_DELETE(hh, c->conns, k);
+    idmap_remove(&c->conns, k->id);
     free(k);
 }
 
@@ -129,9 +127,9 @@ void members_free(struct coord *c)
     struct member *m, *next;
     DL_FOREACH_SAFE(c->members, m, next)
     member_free(c, m);
-    struct conn *k, *following;
-    HASH_ITER(hh, c->conns, k, following)
-    conn_forget(c, k);
+    for (size_t i = 0; i < c->conns.cap; i++)
+        free(c->conns.slots[i].value);
+    idmap_finish(&c->conns);
 }
 
 // How long this member may be silent.
@@ -229,9 +227,9 @@ static void member_join(struct coord *c, struct member *m, uint64_t conn, const 
     m->joins++;
     conn_add(c, conn, m, false);
     core_trace(c, LOG_INFO, "node %s joined%s", m->name,
-               m->mark == MARK_DRAIN   ? ", stays drained"
-               : m->mark != MARK_NONE  ? ", stays ejected"
-                                       : "");
+               m->mark == MARK_DRAIN  ? ", stays drained"
+               : m->mark != MARK_NONE ? ", stays ejected"
+                                      : "");
     member_release(c, m, false);
     member_watch(c, m);
     core_send(c, conn,

@@ -108,13 +108,39 @@ static bool take_token(struct coord *c, struct replica *r, struct request *q,
     return true;
 }
 
+// Requests are far from the processor when there are many: what will be needed soon is asked for
+// now, first its slot, then the request itself.
+enum { EXPECT_SLOT = 12, EXPECT = 6 };
+
+static void expect_tokens(const struct coord *c, const struct msg_tokens *t)
+{
+    for (uint32_t i = 0; i < EXPECT_SLOT && i < t->tokens_n; i++)
+        idmap_expect(&c->requests, t->tokens[i].request);
+}
+
+static void expect_token(const struct coord *c, const struct msg_tokens *t, uint32_t i)
+{
+    if (i + EXPECT_SLOT < t->tokens_n)
+        idmap_expect(&c->requests, t->tokens[i + EXPECT_SLOT].request);
+    if (i + EXPECT >= t->tokens_n)
+        return;
+    const char *q = (const char *)requests_find(c, t->tokens[i + EXPECT].request);
+    if (q) {
+        __builtin_prefetch(q);
+        __builtin_prefetch(q + 64);
+        __builtin_prefetch(q + 128);
+    }
+}
+
 void requests_tokens(struct coord *c, struct replica *r, const struct msg_tokens *t)
 {
     r->kv_free = t->kv_free;
     r->waiting = t->waiting;
     quarantine_pace(c, r, t);
     uint64_t epoch = r->epoch;
+    expect_tokens(c, t);
     for (uint32_t i = 0; i < t->tokens_n; i++) {
+        expect_token(c, t, i);
         if (prober_token(c, r, &t->tokens[i])) {
             if (r->epoch != epoch)
                 return; // it failed its probe, and is fenced

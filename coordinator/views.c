@@ -191,7 +191,7 @@ void coord_each_request(const struct coord *c,
                         bool (*fn)(void *arg, const struct coord_request_view *), void *arg)
 {
     const struct request *q, *next;
-    HASH_ITER(hh, c->requests, q, next)
+    DL_FOREACH_SAFE2(c->requests_by_time, q, next, after)
     {
         struct coord_request_view v = request_view(q);
         if (!fn(arg, &v))
@@ -201,8 +201,7 @@ void coord_each_request(const struct coord *c,
 
 bool coord_request_find(const struct coord *c, uint64_t request, struct coord_request_view *out)
 {
-    const struct request *q;
-    HASH_FIND(hh, c->requests, &request, sizeof request, q);
+    const struct request *q = requests_find(c, request);
     if (!q)
         return false;
     *out = request_view(q);
@@ -411,7 +410,7 @@ void coord_check(const struct coord *c)
     uint32_t closing = 0;
     for (uint32_t i = 0; i < c->cfg.replicas; i++)
         closing += c->replicas[i].leaving.n - c->replicas[i].moving_n;
-    assert(HASH_COUNT(c->requests) == c->live_n + closing + c->retained.n);
+    assert(c->requests.n == c->live_n + closing + c->retained.n);
     // A free credit and a waiting request do not meet only when the request is a suspect.
     assert(!(c->fair.n || c->queues[QUEUE_MOVED].n) || c->load >= c->credits);
 }

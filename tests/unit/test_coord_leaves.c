@@ -1,4 +1,4 @@
-// The coordinator's leaves, each alone: timers, ring, placement, health, estimates, queue, arena.
+// The coordinator's leaves, each alone: timers, table of ids, ring, placement, health, estimates, queue, arena.
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -38,6 +38,37 @@ static void test_timers_fire_in_order(void **state)
     assert_int_equal(fired, expected);
     assert_true(timers_next(&ts) == UINT64_MAX);
     timers_finish(&ts);
+}
+
+// Against plain arrays: ids that count and random ones, coming and going.
+static void test_idmap(void **state)
+{
+    enum { N = 3000 };
+    static uint64_t ids[N];
+    static bool in[N];
+    struct idmap m = {0};
+    struct prng p;
+    prng_seed(&p, 11);
+    assert_null(idmap_find(&m, 5));
+    for (int i = 0; i < N; i++)
+        ids[i] = i % 2 ? prng_u64(&p) | 1 : (uint64_t)i << 20 | 2;
+    size_t n = 0;
+    for (int k = 0; k < 20 * N; k++) {
+        int i = (int)prng_below(&p, N);
+        if (in[i])
+            idmap_remove(&m, ids[i]);
+        else
+            idmap_add(&m, ids[i], &ids[i]);
+        in[i] = !in[i];
+        n += in[i] ? 1 : (size_t)-1;
+        int j = (int)prng_below(&p, N);
+        assert_ptr_equal(idmap_find(&m, ids[j]), in[j] ? &ids[j] : NULL);
+        assert_int_equal(m.n, n);
+    }
+    for (int i = 0; i < N; i++)
+        assert_ptr_equal(idmap_find(&m, ids[i]), in[i] ? &ids[i] : NULL);
+    assert_null(idmap_find(&m, 0));
+    idmap_finish(&m);
 }
 
 static void test_timers_not_due(void **state)
@@ -297,6 +328,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_timers_fire_in_order),
         cmocka_unit_test(test_timers_not_due),
+        cmocka_unit_test(test_idmap),
         cmocka_unit_test(test_ring_moves_one_nth),
         cmocka_unit_test(test_ring_walks_past_full),
         cmocka_unit_test(test_ring_cap),
