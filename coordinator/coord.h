@@ -430,6 +430,8 @@ struct coord_tenant_view {
     bool named; // by the configuration
     uint32_t weight, tokens_per_s;
     uint32_t live, waiting; // requests not finished; of them waiting
+    double quota_left; // tokens; below 0 = debt; 0 without a quota
+    double served; // tokens / weight, lifted when it comes back: the least is served next
     uint64_t submitted, refused_quota, tokens;
 };
 

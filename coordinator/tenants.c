@@ -53,13 +53,19 @@ void tenants_init(struct tenants *ts, const struct coord_tenant *v, uint32_t n,
     }
 }
 
+double tenant_quota_left(const struct tenant *t, uint64_t now_us)
+{
+    double burst = burst_of(&t->set), level = t->level;
+    if (!t->set.tokens_per_s)
+        return 0;
+    if (now_us > t->level_us)
+        level += (double)(now_us - t->level_us) * t->set.tokens_per_s / 1e6;
+    return level < burst ? level : burst;
+}
+
 static void refill(struct tenant *t, uint64_t now_us)
 {
-    double burst = burst_of(&t->set);
-    if (now_us > t->level_us)
-        t->level += (double)(now_us - t->level_us) * t->set.tokens_per_s / 1e6;
-    if (t->level > burst)
-        t->level = burst;
+    t->level = tenant_quota_left(t, now_us);
     t->level_us = now_us;
 }
 

@@ -57,5 +57,6 @@ void tenant_charge(struct tenant *t, uint64_t now_us, uint32_t tokens);
 void tenant_refund(struct tenant *t, uint32_t tokens);
 // Towards the share: the prompt when it is first dispatched, and each token of the answer.
 void tenant_serve(struct tenant *t, uint32_t tokens);
+double tenant_quota_left(const struct tenant *t, uint64_t now_us); // tokens; 0 without a quota
 // 0 = within its quota; else ms until it is again.
 uint32_t tenant_quota_wait_ms(struct tenant *t, uint64_t now_us);

@@ -246,6 +246,10 @@ static void client_moved(struct world *w, struct sim_client *c)
     struct coord_request_view v;
     bool known = coord_request_find(w->coord, c->id, &v);
     c->place_replica = 0;
+    // What ended under this standby's eyes and was not forgotten must be there to be read again.
+    if (c->stage == CLIENT_FINISHED && !known && w->opt.copy_mode == COPY_SYNC &&
+        c->done_us > w->attached_us)
+        world_fail(w, "request %" PRIu64 " ended, was kept, and is lost", c->id);
     if (c->stage == CLIENT_FINISHED && !known)
         c->stage = CLIENT_FORGOTTEN;
     if (c->stage == CLIENT_LIVE && !known) {

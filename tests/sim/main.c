@@ -1,6 +1,7 @@
 // tests/sim --seeds A..B        runs seeds A to B-1
 //           --seed N [--trace] [--until SECONDS]
 //           --overload          a measured run with more than the cluster can do
+//           --scale [options]   thousands of nodes, datacenters, 100,000 streams (scale.h)
 //           --scenario NAME     prints a named scenario's trace
 //           --golden DIR        compares all of them with DIR/NAME.txt; --bless DIR writes them
 #include <getopt.h>
@@ -11,6 +12,7 @@
 #include <string.h>
 #include <time.h>
 
+#include "tests/sim/scale.h"
 #include "tests/sim/world.h"
 
 static void on_abort(int sig)
@@ -45,7 +47,7 @@ static int run_seeds(uint64_t from, uint64_t to, bool trace, uint64_t until_us)
 
 static int usage(void)
 {
-    fprintf(stderr, "usage: sim --seeds A..B | --seed N [--trace] [--until SECONDS] | --overload | "
+    fprintf(stderr, "usage: sim --seeds A..B | --seed N [--trace] [--until SECONDS] | --overload | --scale ... | "
                     "--scenario NAME | --golden DIR | --bless DIR\n");
     return 2;
 }
@@ -77,6 +79,9 @@ int main(int argc, char **argv)
     const char *golden = NULL, *scenario = NULL;
     bool trace = false, bless = false;
     signal(SIGABRT, on_abort);
+    for (int i = 1; i < argc; i++)
+        if (!strcmp(argv[i], "--scale"))
+            return scale_main(argc, argv);
     for (int o; (o = getopt_long(argc, argv, "", options, NULL)) != -1;) {
         if (o == 's') {
             from = strtoull(optarg, NULL, 10);

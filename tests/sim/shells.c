@@ -10,9 +10,33 @@
 
 // ---- the coordinator's shell ----
 
+// Where the right answer is known, nobody serves who has not given it: no replica without a probe,
+// and none with a rank that has lied since before the probe began.
+static void check_proven(struct world *w, const struct coord_replica_view *v)
+{
+    const struct coord_config *k = &w->opt.coord;
+    bool serves = v->state == COORD_REPLICA_READY && w->ready_us[v->id] == UINT64_MAX;
+    uint64_t proving = w->proving_us[v->id];
+    if (v->state == COORD_REPLICA_PROVING)
+        w->proving_us[v->id] = v->state_since_us;
+    else if (v->state != COORD_REPLICA_DRAINING)
+        w->proving_us[v->id] = 0;
+    if (!k->probe_prompt_n || !serves || w->was_draining[v->id])
+        return;
+    if (!proving)
+        world_fail(w, "replica %" PRIu64 " serves without a golden probe", v->id);
+    for (uint32_t i = 0; i < v->stages * v->tensor && k->probe_expect && w->lies_n; i++) {
+        const struct sim_node *n = &w->nodes[atoi(v->nodes[i]) - 1];
+        if (n->lies_us && n->lies_us <= proving)
+            world_fail(w, "replica %" PRIu64 " serves, and node %s lies", v->id, n->name);
+    }
+}
+
 static bool note_replica(void *arg, const struct coord_replica_view *v)
 {
     struct world *w = arg;
+    check_proven(w, v);
+    w->was_draining[v->id] = v->state == COORD_REPLICA_DRAINING;
     if (w->epochs[v->id] != v->epoch) {
         w->lied_step[v->id] = w->lied[v->id] ? w->steps : 0; // its last words are being told
         w->lied[v->id] = false;
@@ -151,6 +175,7 @@ void world_coord(struct world *w, struct coord_event *ev)
     uint64_t dropped = stale_dropped(w);
     coord_step(w->coord, ev, &out);
     w->steps++;
+    policy_check(w, ev, &out);
     bool check = !w->sparse || w->steps % 1024 == 0;
     if (check)
         coord_check(w->coord);

@@ -93,6 +93,7 @@ static void attach(struct world *w, int arg)
         return;
     w->copying = true;
     w->copy_gen++;
+    w->attached_us = w->now_us;
     shadow_clear(&w->shadow);
     coord_each_request(w->coord, snapshot, w);
     struct copy_record r = {.what = COPY_SYNCED};
@@ -185,6 +186,7 @@ static void take_over(struct world *w, int arg)
     w->coord = coord_create(&w->opt.coord, &err);
     if (!w->coord)
         world_fail(w, "%s", err.text);
+    policy_start(w);
     w->coord_timer_gen++;
     memset(w->epochs, 0, sizeof w->epochs);
     memset(w->ready_us, 0xff, sizeof w->ready_us);

@@ -235,6 +235,7 @@ void world_start(struct world *w)
     w->coord = coord_create(&w->opt.coord, &err);
     if (!w->coord)
         world_fail(w, "%s", err.text);
+    policy_start(w);
     for (uint32_t i = 0; i < w->opt.nodes; i++) {
         snprintf(w->nodes[i].name, sizeof w->nodes[i].name, "%u", i + 1);
         snprintf(w->nodes[i].host, sizeof w->nodes[i].host, "host%u", i % w->opt.hosts);

@@ -6,6 +6,7 @@
 //   shells.c   the shells of coordinator and nodes; invariants
 //   network.c  connections: delay, order, break, half-open, partition
 //   clients.c  who asks, stops, leaves and comes back; checks every token
+//   policy.c   quotas, shares, deadlines
 //   standby.c  copies, and another coordinator's taking over
 //   faults.c   what goes wrong
 //   swarm.c    sizes and faults drawn from a seed; the run; liveness
@@ -134,6 +135,13 @@ struct sim_options {
     bool late; // closed connections still deliver some of what was sent
 };
 
+// A tenant's quota, counted a second time.
+enum { SIM_TENANTS = 3, SIM_OTHER_NAMES = 4 };
+struct sim_bucket {
+    double rate, burst, level; // tokens
+    uint64_t level_us;
+};
+
 struct world {
     uint64_t seed; // 0 = a named scenario
     const char *scenario;
@@ -148,6 +156,7 @@ struct world {
     struct shadow shadow;
     struct wire_arena copy_arena;
     uint64_t copy_gen, copy_last_us;
+    uint64_t attached_us; // the standby knows all that was under way then, and all since
     bool restoring, moving; // while a successor is told of requests; while clients are
     uint64_t takeovers, restored;
     uint64_t coord_timer_gen;
@@ -157,11 +166,14 @@ struct world {
     size_t conns_n, conns_cap;
     struct sim_client *clients; // id - 1
     size_t clients_n, clients_cap;
+    struct sim_bucket buckets[1 + SIM_TENANTS]; // of those without a name, then of the named
     uint64_t epochs[64]; // of the replicas (by id), as the coordinator sees them
     uint32_t max_seqs[64];
     bool lied[64];          // a rank of the replica lies, or did in this epoch
     uint64_t lied_us;       // the last time that any did; 0 = never
     uint64_t lied_step[64]; // the step in which it was fenced, when it did
+    bool was_draining[64];
+    uint64_t proving_us[64]; // since when it proves itself; 0 = it does not
     uint64_t ready_us[64];  // READY since; UINT64_MAX = is not
     uint32_t lies_n;        // nodes that lie
     uint64_t admin_sent, admin_done;
@@ -258,6 +270,10 @@ enum fault_class {
 void fault_inject(struct world *w, enum fault_class f);
 void faults_heal(struct world *w); // everything works again, nodes come back
 void admin_send(struct world *w, enum coord_admin_op op, const char *target, uint64_t replica);
+
+// ---- policy.c ----
+void policy_start(struct world *w); // a new core: its buckets are full
+void policy_check(struct world *w, const struct coord_event *ev, const struct coord_actions *out);
 
 // ---- standby.c ----
 void standby_start(struct world *w);
