@@ -13,6 +13,7 @@
 #include "tools/cmd.h"
 #include "tools/cmdline.h"
 #include "tools/ctl_table.h"
+#include "tools/doctor.h"
 #include "tools/http.h"
 
 static const struct ctl_column status_rows[] = {
@@ -97,6 +98,7 @@ static const struct order {
 
 struct options {
     const char *url;
+    const char *sysfs;
     bool json;
 };
 
@@ -273,7 +275,7 @@ static int top(const struct options *o)
     return rc;
 }
 
-static int dispatch(const struct options *o, const char *name, const char *whom)
+static int dispatch(const struct options *o, bool url_given, const char *name, const char *whom)
 {
     for (size_t i = 0; i < sizeof views / sizeof *views; i++)
         if (!strcmp(name, views[i].name) && !whom)
@@ -289,6 +291,10 @@ static int dispatch(const struct options *o, const char *name, const char *whom)
     }
     if (!strcmp(name, "top") && !whom)
         return top(o);
+    if (!strcmp(name, "doctor") && !whom) {
+        const struct doctor_options d = {o->url, url_given, o->sysfs, o->json};
+        return doctor_run(&d);
+    }
     fprintf(stderr, "hadal ctl: no command '%s%s%s' (hadal ctl --help tells more)\n", name,
             whom ? " " : "", whom ? whom : "");
     return CMD_USAGE;
@@ -296,29 +302,37 @@ static int dispatch(const struct options *o, const char *name, const char *whom)
 
 int cmd_ctl(int argc, char **argv)
 {
-    struct options o = {.url = http_default_url()};
+    struct options o = {0};
     const struct cmdline_opt opts[] = {
         {"--url", CMDLINE_STRING, &o.url, "URL", .help = "the coordinator (HADAL_URL)"},
         {"--json", CMDLINE_FLAG, &o.json, .help = "what the coordinator answered, as JSON"},
+        {"--sysfs", CMDLINE_STRING, &o.sysfs, "DIR",
+         .help = "doctor: judge a copy of another host's /sys/class instead"},
         {0},
     };
     const struct cmdline line = {
         .usage = "hadal ctl [OPTION...] COMMAND",
-        .about = "commands:\n"
-                 "  status              one page: how it is\n"
-                 "  nodes               each node: state, place, heartbeat, memory\n"
-                 "  replicas            each replica: state, nodes, load\n"
-                 "  requests            each request known\n"
-                 "  top                 all of these, every second\n"
-                 "  drain NODE          hand its work over, then leave it idle\n"
-                 "  undrain NODE        use it again; also after eject\n"
-                 "  eject NODE          fence its replica at once, keep it out\n"
-                 "  failover REPLICA    fence it, move its requests, form it anew",
+        .about =
+            "commands:\n"
+            "  status              one page: how it is\n"
+            "  nodes               each node: state, place, heartbeat, memory\n"
+            "  replicas            each replica: state, nodes, load\n"
+            "  requests            each request known\n"
+            "  top                 all of these, every second\n"
+            "  drain NODE          hand its work over, then leave it idle\n"
+            "  undrain NODE        use it again; also after eject\n"
+            "  eject NODE          fence its replica at once, keep it out\n"
+            "  failover REPLICA    fence it, move its requests, form it anew\n"
+            "  doctor              whether RDMA works on this host (ports, GIDs, MTU, memlock,\n"
+            "                      PCIe, losses, a write through each), and the cluster's state;\n"
+            "                      exit code 1 when something is broken",
         .opts = opts,
         .args_min = 1,
         .args_max = 2,
     };
     const char *args[2] = {NULL, NULL};
     int rc = cmdline_parse(&line, argc, argv, args, NULL);
-    return rc == CMDLINE_GO ? dispatch(&o, args[0], args[1]) : rc;
+    bool url_given = o.url != NULL;
+    o.url = url_given ? o.url : http_default_url();
+    return rc == CMDLINE_GO ? dispatch(&o, url_given, args[0], args[1]) : rc;
 }
