@@ -36,7 +36,7 @@ struct yaml {
     int64_t *replicas, *stages, *tensor;
     int64_t *heartbeat_ms, *heartbeat_timeout_ms, *hang_ms, *warmup_timeout_ms;
     int64_t *queue_limit, *default_deadline_ms, *grace_ms, *retention_ms, *retain_limit;
-    char *store, *name, *cluster, *advertise, *copies;
+    char *store, *name, *cluster, *cluster_key, *advertise, *copies;
     int64_t *lease_ms;
     char *probe_prompt;
     int64_t *probe_interval_ms, *probe_timeout_ms, *probe_failures, *probe_tokens;
@@ -121,6 +121,7 @@ static const cyaml_schema_field_t fields[] = {
     NUMBER(retention_ms),
     NUMBER(retain_limit),
     TEXT(store),
+    TEXT(cluster_key),
     TEXT(name),
     TEXT(cluster),
     TEXT(advertise),
@@ -421,6 +422,7 @@ enum status coordinator_config_load(const char *path, struct coordinator_config 
         replace(&next.model_name, y->model_name);
         replace(&next.probe_prompt, y->probe_prompt);
         replace(&next.store, y->store);
+        replace(&next.cluster_key, y->cluster_key);
         replace(&next.name, y->name);
         replace(&next.cluster, y->cluster);
         replace(&next.advertise, y->advertise);
@@ -451,6 +453,7 @@ void coordinator_config_finish(struct coordinator_config *c)
     free(c->model_name);
     free(c->probe_prompt);
     free(c->store);
+    free(c->cluster_key);
     free(c->name);
     free(c->cluster);
     free(c->advertise);

@@ -24,6 +24,7 @@ struct coordinator_config {
     // Several coordinators (copy_shell.h).
     char *store;           // owned; store.h; NULL = this is the only one
     char *name, *cluster;  // owned; of this coordinator; of what is served together
+    char *cluster_key;     // owned; file (proto/secure.h); NULL = nodes and coordinators show nothing
     char *advertise;       // owned; host by which others reach this one; NULL = as in http and rpc
     enum copy_mode copies; // to a standby
     uint32_t lease_ms;     // of the leadership, in etcd

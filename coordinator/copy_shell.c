@@ -20,6 +20,9 @@ struct uplink {
     uv_write_t write;
     struct copies *copies;
     struct wire_decoder in;
+    struct secure *secure; // owned; NULL: in the clear
+    struct strbuf wire;    // of `secure`: sealed, not written yet
+    struct strbuf plain;   // of one read
     struct strbuf out, sending;
     bool up, writing, closing;
     char buffer[64 << 10];
@@ -232,6 +235,9 @@ static void on_uplink_closed(uv_handle_t *h)
 {
     struct uplink *u = h->data;
     wire_decoder_finish(&u->in);
+    secure_close(u->secure);
+    strbuf_finish(&u->wire);
+    strbuf_finish(&u->plain);
     strbuf_finish(&u->out);
     strbuf_finish(&u->sending);
     free(u);
@@ -273,12 +279,20 @@ static void on_uplink_written(uv_write_t *w, int status)
 
 static void uplink_flush(struct uplink *u)
 {
-    if (u->writing || u->closing || !u->out.n)
+    if (u->writing || u->closing)
+        return;
+    struct strbuf *next = &u->out;
+    if (u->secure) {
+        if (u->out.n && secure_seal(u->secure, u->out.v, u->out.n, &u->wire) == STATUS_OK)
+            strbuf_clear(&u->out);
+        next = &u->wire;
+    }
+    if (!next->n)
         return;
     struct strbuf swap = u->sending;
-    u->sending = u->out;
-    u->out = swap;
-    strbuf_clear(&u->out);
+    u->sending = *next;
+    *next = swap;
+    strbuf_clear(next);
     uv_buf_t buf = uv_buf_init(u->sending.v, (unsigned)u->sending.n);
     u->write.data = u;
     u->writing = true;
@@ -323,8 +337,21 @@ static void on_uplink_read(uv_stream_t *stream, ssize_t n, const uv_buf_t *buf)
         return;
     }
     uint64_t before = c->fresh ? 0 : c->shadow.seq;
-    wire_decoder_feed(&u->in, buf->base, (size_t)n);
-    enum status st;
+    enum status st = STATUS_OK;
+    if (u->secure) {
+        strbuf_clear(&u->plain);
+        st = secure_feed(u->secure, buf->base, (size_t)n, &u->plain, &u->wire, &err);
+        uplink_flush(u);
+        if (st != STATUS_OK) {
+            log_warn("coordinator: the leader at %s: %s", c->view.leader.rpc, err.text);
+            uplink_drop(u, err.text);
+            return;
+        }
+        if (u->plain.n)
+            wire_decoder_feed(&u->in, u->plain.v, u->plain.n);
+    } else {
+        wire_decoder_feed(&u->in, buf->base, (size_t)n);
+    }
     while (!(st = wire_decoder_next(&u->in, &f, &err)) && !(st = take(c, &f, &err)))
         ;
     if (st != STATUS_AGAIN)
@@ -354,6 +381,8 @@ static void on_uplink_connected(uv_connect_t *req, int rc)
     u->copies->fresh = true;
     uv_tcp_nodelay(&u->tcp, 1);
     log_info("coordinator: standby of %s", u->copies->view.leader.name);
+    if (u->secure)
+        secure_greet(u->secure, &u->wire);
     uplink_say(u, &(struct copy){.kind = COPY_HELLO, .hello = {u->copies->shell->cfg->name}});
 }
 
@@ -373,6 +402,8 @@ static void uplink_try(struct copies *c)
     struct uplink *u = mem_zalloc(1, sizeof *u);
     u->copies = c;
     wire_decoder_init(&u->in, 0);
+    if (c->shell->domain)
+        u->secure = secure_open(c->shell->domain, false);
     uv_tcp_init(&c->shell->loop, &u->tcp);
     u->tcp.data = u->connecting.data = u;
     c->uplink = u;

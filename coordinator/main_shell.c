@@ -14,6 +14,7 @@
 
 #include "base/mem.h"
 #include "coordinator/copy_shell.h"
+#include "proto/secure.h"
 
 uint64_t shell_now_us(void)
 {
@@ -576,6 +577,8 @@ enum status coordinator_run(const struct coordinator_config *cfg, struct errmsg 
         st = model_text_open(cfg->model, cfg->model_name, &s->text, err);
     if (!st)
         st = shell_new_core(s, 0, err);
+    if (!st && cfg->cluster_key)
+        st = secure_domain_open(cfg->cluster_key, &s->domain, err);
     if (!st)
         st = rpc_server_open(s, &s->rpc_port, err);
     if (!st)
@@ -595,6 +598,7 @@ enum status coordinator_run(const struct coordinator_config *cfg, struct errmsg 
     rpc_server_close(s->rpc);
     free_lives(s);
     coord_destroy(s->core);
+    secure_domain_close(s->domain);
     model_text_close(&s->text);
     free(s->events);
     return st;

@@ -14,6 +14,7 @@
 #include "coordinator/text_pool.h"
 
 struct copies;
+struct secure_domain;
 struct rpc_server;
 struct shadow_request;
 struct rpc_conn;
@@ -77,6 +78,7 @@ struct shell {
     uint64_t next_tag;
     size_t text_jobs, text_bytes; // on worker threads
 
+    struct secure_domain *domain; // NULL: no cluster_key
     struct copies *copies; // NULL: this is the only coordinator
     struct rpc_server *rpc;
     struct http_server *http;

@@ -47,6 +47,8 @@ void rpc_conn_free(struct rpc_conn *c)
     copies_conn_down(c->server->shell, c);
     assert(!c->flush_listed); // flushed, for the last time, in the drain that closed it
     wire_decoder_finish(&c->in);
+    secure_close(c->secure);
+    strbuf_finish(&c->wire);
     strbuf_finish(&c->out);
     strbuf_finish(&c->sending);
     free(c);
@@ -82,12 +84,20 @@ static void on_written(uv_write_t *w, int status)
 
 static void flush_conn(struct rpc_conn *c)
 {
-    if (c->closing || c->writing || !c->out.n)
+    if (c->closing || c->writing)
+        return;
+    struct strbuf *next = &c->out;
+    if (c->secure) {
+        if (c->out.n && secure_seal(c->secure, c->out.v, c->out.n, &c->wire) == STATUS_OK)
+            strbuf_clear(&c->out);
+        next = &c->wire;
+    }
+    if (!next->n)
         return;
     struct strbuf swap = c->sending;
-    c->sending = c->out;
-    c->out = swap;
-    strbuf_clear(&c->out);
+    c->sending = *next;
+    *next = swap;
+    strbuf_clear(next);
     uv_buf_t buf = uv_buf_init(c->sending.v, (unsigned)c->sending.n);
     c->write.data = c;
     c->writing = true;
@@ -198,6 +208,36 @@ static void make_room(struct rpc_server *r)
     }
 }
 
+// With a cluster_key a connection that begins like TLS is one; clients come in the clear. False: it
+// was closed.
+static bool open_seal(struct rpc_conn *c, const char **bytes, size_t *n)
+{
+    struct rpc_server *r = c->server;
+    bool first = c->role == RPC_CONN_NEW && !c->in.n && !c->secure;
+    if (first && r->shell->domain && (*bytes)[0] == SECURE_FIRST)
+        c->secure = secure_open(r->shell->domain, true);
+    if (!c->secure)
+        return true;
+    struct errmsg err = {0};
+    strbuf_clear(&r->plain);
+    enum status s = secure_feed(c->secure, *bytes, *n, &r->plain, &c->wire, &err);
+    flush_conn(c);
+    if (s != STATUS_OK) {
+        r->shell->counters.rpc_protocol_errors += s != STATUS_LINK_DOWN;
+        rpc_conn_close(c, err.text);
+        return false;
+    }
+    *bytes = r->plain.v;
+    *n = r->plain.n;
+    return true;
+}
+
+// Whether it may speak as one of the cluster.
+static bool is_kin(const struct rpc_conn *c)
+{
+    return !c->server->shell->domain || (c->secure && secure_is_up(c->secure));
+}
+
 static void on_read(uv_stream_t *stream, ssize_t n, const uv_buf_t *buf)
 {
     struct rpc_conn *c = stream->data;
@@ -207,8 +247,13 @@ static void on_read(uv_stream_t *stream, ssize_t n, const uv_buf_t *buf)
         rpc_conn_close(c, c->role == RPC_CONN_NODE ? uv_strerror((int)n) : NULL);
         return;
     }
+    const char *bytes = buf->base;
+    size_t bytes_n = (size_t)n;
+    if (!open_seal(c, &bytes, &bytes_n))
+        return;
     size_t before = c->in.cap;
-    wire_decoder_feed(&c->in, buf->base, (size_t)n);
+    if (bytes_n)
+        wire_decoder_feed(&c->in, bytes, bytes_n);
     c->server->in_bytes += c->in.cap - before;
     c->heard_us = shell_now_us();
     c->asked_us = 0;
@@ -231,7 +276,7 @@ static void broken(struct rpc_conn *c, enum status s, const struct errmsg *err)
                                     .reason = "protocol",
                                     .text = err->text}});
         uv_buf_t buf = uv_buf_init(c->out.v, (unsigned)c->out.n);
-        if (!c->writing)
+        if (!c->writing && !c->secure)
             (void)uv_try_write((uv_stream_t *)&c->tcp, &buf, 1);
     }
     rpc_conn_close(c, err->text);
@@ -268,6 +313,11 @@ void rpc_conn_frames(struct rpc_conn *c)
             return;
         if (s) {
             broken(c, s, &err);
+            return;
+        }
+        if (!is_kin(c) && (f.type >= COPY_HELLO || f.type < RPC_GENERATE)) {
+            errmsg_set(&err, STATUS_LINK_PROTOCOL, "a node or coordinator without the cluster_key");
+            broken(c, STATUS_LINK_PROTOCOL, &err);
             return;
         }
         if (f.type >= COPY_HELLO) {
@@ -366,6 +416,16 @@ void rpc_server_tick(struct rpc_server *r, uint64_t now_us)
     tick_conn(c, now_us);
 }
 
+static bool is_loopback(const uv_tcp_t *tcp)
+{
+    struct sockaddr_storage a = {0};
+    int n = sizeof a;
+    uv_tcp_getsockname(tcp, (struct sockaddr *)&a, &n);
+    if (a.ss_family == AF_INET6)
+        return IN6_IS_ADDR_LOOPBACK(&((struct sockaddr_in6 *)&a)->sin6_addr);
+    return ntohl(((struct sockaddr_in *)&a)->sin_addr.s_addr) >> 24 == IN_LOOPBACKNET;
+}
+
 enum status rpc_server_open(struct shell *s, uint16_t *port_out, struct errmsg *err)
 {
     struct rpc_server *r = mem_zalloc(1, sizeof *r);
@@ -373,7 +433,14 @@ enum status rpc_server_open(struct shell *s, uint16_t *port_out, struct errmsg *
     s->rpc = r;
     uv_tcp_init(&s->loop, &r->listener);
     r->listener.data = r;
-    return shell_listen(s, &r->listener, "rpc", s->cfg->rpc, on_connection, port_out, err);
+    enum status st =
+        shell_listen(s, &r->listener, "rpc", s->cfg->rpc, on_connection, port_out, err);
+    if (!st && !s->domain && !is_loopback(&r->listener))
+        log_warn(
+            "coordinator: rpc: %s can be reached from other hosts and there is no cluster_key: "
+            "whoever reaches it can join as a node",
+            s->cfg->rpc);
+    return st;
 }
 
 void rpc_server_close(struct rpc_server *r)
@@ -389,5 +456,6 @@ void rpc_server_close(struct rpc_server *r)
     }
     wire_arena_finish(&r->decode);
     wire_arena_finish(&r->encode);
+    strbuf_finish(&r->plain);
     free(r);
 }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "coordinator/main_shell.h"
+#include "proto/secure.h"
 
 enum rpc_role { RPC_CONN_NEW, RPC_CONN_NODE, RPC_CONN_CLIENT, RPC_CONN_COPY };
 
@@ -16,7 +17,9 @@ struct rpc_conn {
     enum rpc_role role;
     char peer[64];
     struct wire_decoder in;
-    struct strbuf out;     // not written yet
+    struct secure *secure; // owned; NULL: in the clear
+    struct strbuf wire;    // of `secure`: sealed, not written yet
+    struct strbuf out;     // not written yet, in the clear
     struct strbuf sending; // being written
     bool writing, closing, frames_posted, flush_listed;
     struct rpc_conn *flush_next;
@@ -34,6 +37,7 @@ struct rpc_server {
     uint64_t next_id;
     size_t in_bytes; // buffers of all decoders
     struct wire_arena decode, encode;
+    struct strbuf plain; // of one read
     char read_buffer[64 << 10];
 };
 

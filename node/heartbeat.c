@@ -17,9 +17,10 @@
 
 #include "base/log.h"
 #include "base/mem.h"
+#include "proto/secure.h"
 #include "proto/wire.h"
 
-enum { RETRY_MS = 200, SEND_TIMEOUT_S = 1 };
+enum { RETRY_MS = 200, SEND_TIMEOUT_S = 1, SHAKE_READS = 16 };
 
 struct heartbeat {
     pthread_t thread;
@@ -27,13 +28,15 @@ struct heartbeat {
     const struct node_pulse *pulse;
     struct engine *engine;
     struct gpu_watch *gpu;
+    struct secure_domain *domain;
+    struct secure *secure;    // of the connection; NULL: in the clear
     pthread_mutex_t lock;     // guards those below
     pthread_cond_t wake;      // one of them changed
     char host[256], port[16]; // of the coordinator
     uint32_t interval_ms;     // 0 = pause
     bool stop;
     struct wire_arena arena;
-    struct strbuf out;
+    struct strbuf out, wire, plain;
 };
 
 static uint64_t now_us(void)
@@ -106,6 +109,7 @@ static int dial(struct heartbeat *h)
         struct timeval limit = {.tv_sec = SEND_TIMEOUT_S};
         int one = 1;
         setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof limit); // bounds connect as well
+        setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit); // of the handshake
         setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
         if (connect(fd, a->ai_addr, a->ai_addrlen)) {
             close(fd);
@@ -116,29 +120,63 @@ static int dial(struct heartbeat *h)
     return fd;
 }
 
-static bool send_msg(struct heartbeat *h, int fd, const struct msg *m)
+// Sends and empties it.
+static bool send_all(int fd, struct strbuf *b)
 {
-    strbuf_clear(&h->out);
-    if (wire_encode_msg(&h->arena, m, &h->out) != STATUS_OK)
-        return false;
-    for (size_t at = 0; at < h->out.n;) {
-        ssize_t n = send(fd, h->out.v + at, h->out.n - at, MSG_NOSIGNAL);
+    for (size_t at = 0; at < b->n;) {
+        ssize_t n = send(fd, b->v + at, b->n - at, MSG_NOSIGNAL);
         if (n < 0 && errno == EINTR)
             continue;
         if (n <= 0)
             return false;
         at += (size_t)n;
     }
+    strbuf_clear(b);
     return true;
 }
 
+static bool send_msg(struct heartbeat *h, int fd, const struct msg *m)
+{
+    strbuf_clear(&h->out);
+    if (wire_encode_msg(&h->arena, m, &h->out) != STATUS_OK)
+        return false;
+    if (!h->secure)
+        return send_all(fd, &h->out);
+    return secure_seal(h->secure, h->out.v, h->out.n, &h->wire) == STATUS_OK &&
+           send_all(fd, &h->wire);
+}
+
+static bool feed(struct heartbeat *h, int fd, const char *bytes, size_t n)
+{
+    struct errmsg e = {0};
+    strbuf_clear(&h->plain); // what coordinators say here is dropped
+    if (!h->secure || secure_feed(h->secure, bytes, n, &h->plain, &h->wire, &e) == STATUS_OK)
+        return send_all(fd, &h->wire);
+    log_warn("heartbeats to %s:%s: %s", h->host, h->port, e.text);
+    return false;
+}
+
+// The handshake; each read waits a second at most.
+static bool shake(struct heartbeat *h, int fd)
+{
+    char bytes[4096];
+    secure_greet(h->secure, &h->wire);
+    bool ok = send_all(fd, &h->wire);
+    for (int i = 0; ok && i < SHAKE_READS && !secure_is_up(h->secure); i++) {
+        ssize_t n = recv(fd, bytes, sizeof bytes, 0);
+        ok = n > 0 && feed(h, fd, bytes, (size_t)n);
+    }
+    return ok && secure_is_up(h->secure);
+}
+
 // What the coordinator says on this connection (WELCOME) is read and dropped; false when it closed.
-static bool drain_input(int fd)
+static bool drain_input(struct heartbeat *h, int fd)
 {
     char scrap[512];
     ssize_t n;
     while ((n = recv(fd, scrap, sizeof scrap, MSG_DONTWAIT)) > 0)
-        ;
+        if (!feed(h, fd, scrap, (size_t)n))
+            return false;
     return n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR);
 }
 
@@ -153,7 +191,7 @@ static void beat_until_broken(struct heartbeat *h, int fd)
         node_heartbeat(h->pulse, &progress, now, &m.heartbeat);
         m.heartbeat.rss_bytes = resident_bytes();
         gpu_watch_read(h->gpu, &m.heartbeat.gpu);
-        if (!send_msg(h, fd, &m) || !drain_input(fd))
+        if (!send_msg(h, fd, &m) || !drain_input(h, fd))
             return;
     } while (sleep_ms(h, 0));
 }
@@ -164,7 +202,11 @@ static void *heartbeat_main(void *arg)
     while (wait_go(h)) {
         int fd = dial(h);
         if (fd >= 0) {
-            beat_until_broken(h, fd);
+            h->secure = h->domain ? secure_open(h->domain, false) : NULL;
+            if (!h->secure || shake(h, fd))
+                beat_until_broken(h, fd);
+            secure_close(h->secure);
+            strbuf_clear(&h->wire);
             close(fd);
         }
         (void)sleep_ms(h, RETRY_MS); // why it returned is asked above
@@ -178,6 +220,8 @@ static void heartbeat_free(struct heartbeat *h)
     pthread_mutex_destroy(&h->lock);
     wire_arena_finish(&h->arena);
     strbuf_finish(&h->out);
+    strbuf_finish(&h->wire);
+    strbuf_finish(&h->plain);
     msg_free(h->hello);
     free(h);
 }
@@ -192,6 +236,7 @@ enum status heartbeat_start(const struct heartbeat_args *args, struct heartbeat 
     h->pulse = args->pulse;
     h->engine = args->engine;
     h->gpu = args->gpu;
+    h->domain = args->domain;
     pthread_mutex_init(&h->lock, NULL);
     pthread_condattr_t attr;
     pthread_condattr_init(&attr);

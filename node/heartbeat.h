@@ -17,6 +17,7 @@ struct heartbeat_args {
     const struct node_pulse *pulse; // outlives the thread
     struct engine *engine;          // outlives the thread; only ops->progress is called
     struct gpu_watch *gpu;          // outlives the thread; NULL = none
+    struct secure_domain *domain;   // outlives the thread; NULL = in the clear
 };
 
 enum status heartbeat_start(const struct heartbeat_args *args, struct heartbeat **heartbeat_out,

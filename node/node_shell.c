@@ -16,6 +16,7 @@
 #include "base/log.h"
 #include "base/mem.h"
 #include "node/heartbeat.h"
+#include "proto/secure.h"
 #include "proto/wire.h"
 
 enum {
@@ -48,6 +49,8 @@ struct shell {
     struct engine *engine;
     struct gpu_watch *gpu;
     struct heartbeat *heartbeat;
+    struct secure_domain *domain; // NULL: no cluster_key
+    struct strbuf plain;          // of one read
     struct msg_hello hello;
     struct wire_arena encode_arena;
     char read_buf[READ_BYTES];
@@ -65,7 +68,9 @@ struct conn {
     bool resolve_busy, closed; // freed when closed and the resolver has let go
     struct wire_decoder decoder;
     struct wire_arena arena;
-    struct strbuf out;     // gathered in this turn
+    struct secure *secure; // NULL: in the clear
+    struct strbuf wire;    // of `secure`: sealed, not written yet
+    struct strbuf out;     // gathered in this turn, in the clear
     struct strbuf writing; // borrowed by libuv while `write_busy`
     bool write_busy;
     uv_write_t write;
@@ -85,6 +90,8 @@ static void conn_free(struct conn *c)
 {
     wire_decoder_finish(&c->decoder);
     wire_arena_finish(&c->arena);
+    secure_close(c->secure);
+    strbuf_finish(&c->wire);
     strbuf_finish(&c->out);
     strbuf_finish(&c->writing);
     free(c);
@@ -156,12 +163,18 @@ static void conn_flush(struct conn *c)
             conn_drop(c, "does not read what we send");
         return;
     }
-    if (!c->out.n)
+    struct strbuf *next = &c->out;
+    if (c->secure) {
+        if (c->out.n && secure_seal(c->secure, c->out.v, c->out.n, &c->wire) == STATUS_OK)
+            strbuf_clear(&c->out);
+        next = &c->wire;
+    }
+    if (!next->n)
         return;
-    struct strbuf full = c->out;
-    c->out = c->writing;
+    struct strbuf full = *next;
+    *next = c->writing;
     c->writing = full;
-    strbuf_clear(&c->out);
+    strbuf_clear(next);
 
     uv_buf_t buf = uv_buf_init(c->writing.v, (unsigned)c->writing.n);
     int n = uv_try_write((uv_stream_t *)&c->tcp, &buf, 1);
@@ -230,7 +243,20 @@ static void on_read(uv_stream_t *stream, ssize_t n, const uv_buf_t *buf)
         return;
     }
     c->heard_us = shell_now_us();
-    wire_decoder_feed(&c->decoder, buf->base, (size_t)n);
+    if (!c->secure) {
+        wire_decoder_feed(&c->decoder, buf->base, (size_t)n);
+        conn_frames(c);
+        return;
+    }
+    struct strbuf *plain = &c->shell->plain;
+    struct errmsg why = {0};
+    strbuf_clear(plain);
+    if (secure_feed(c->secure, buf->base, (size_t)n, plain, &c->wire, &why) != STATUS_OK) {
+        conn_drop(c, why.text);
+        return;
+    }
+    if (plain->n)
+        wire_decoder_feed(&c->decoder, plain->v, plain->n);
     conn_frames(c);
 }
 
@@ -249,6 +275,10 @@ static void on_connected(uv_connect_t *req, int rc)
         return;
     }
     c->up = true;
+    if (s->domain) {
+        c->secure = secure_open(s->domain, false);
+        secure_greet(c->secure, &c->wire);
+    }
     conn_send(c, &(struct msg){.kind = MSG_HELLO, .hello = s->hello});
     shell_step(s, &(struct node_event){.kind = NODE_EV_COORD_UP});
 }
@@ -496,6 +526,8 @@ enum status node_shell_run(const struct node_shell_config *config, struct errmsg
     s->config = config;
     s->retry_ms = RETRY_MIN_MS;
     enum status rc = check_addresses(s, e);
+    if (rc == STATUS_OK && config->cluster_key)
+        rc = secure_domain_open(config->cluster_key, &s->domain, e);
     if (rc != STATUS_OK)
         goto free_shell;
     uv_loop_init(&s->loop);
@@ -509,10 +541,12 @@ enum status node_shell_run(const struct node_shell_config *config, struct errmsg
     }
     if (!strcmp(s->config->backend, "cuda"))
         s->gpu = gpu_watch_start(&(struct gpu_watch_args){.engine = s->engine});
-    rc = heartbeat_start(
-        &(struct heartbeat_args){
-            .hello = s->hello, .pulse = node_pulse(s->core), .engine = s->engine, .gpu = s->gpu},
-        &s->heartbeat, e);
+    rc = heartbeat_start(&(struct heartbeat_args){.hello = s->hello,
+                                                  .pulse = node_pulse(s->core),
+                                                  .engine = s->engine,
+                                                  .gpu = s->gpu,
+                                                  .domain = s->domain},
+                         &s->heartbeat, e);
     if (rc != STATUS_OK)
         goto stop_watch;
 
@@ -528,6 +562,8 @@ destroy_core:
     node_destroy(s->core);
     wire_arena_finish(&s->encode_arena);
 free_shell:
+    secure_domain_close(s->domain);
+    strbuf_finish(&s->plain);
     free(s);
     return rc;
 }

@@ -23,6 +23,7 @@ struct node_shell_config {
     const char *backend;     // "cpu", "cuda", "mock"; told to the coordinator
     const char *coordinator; // "host:port" of its control listener; of several, with commas
                              // between them: one that does not lead refuses, the next is tried
+    const char *cluster_key; // file (proto/secure.h); NULL: the coordinator asks for none
     struct node_engine_factory engine;
     struct node_config core;
 };

@@ -17,7 +17,7 @@
 
 struct options {
     const char *config, *name, *coordinator, *host, *backend, *engine, *bind, *random_weights,
-        *fault_file;
+        *fault_file, *cluster_key;
     int64_t device, threads, max_seqs, max_rows, context, kv_tokens, block_tokens, prefill_chunk;
     int64_t mock_step_us, mock_row_us, mock_vocab;
 };
@@ -52,6 +52,8 @@ static int parse(struct options *o, int argc, char **argv)
          .choices = "published|bf16|fp8|int8"},
         {"--bind", CMDLINE_STRING, &o->bind, "ADDRESS",
          .help = "where ranks of other hosts reach this one; default 127.0.0.1"},
+        {"--cluster-key", CMDLINE_STRING, &o->cluster_key, "FILE",
+         .help = "key that this cluster's processes share"},
         {"--threads", CMDLINE_INT, &o->threads, "N",
          .help = "threads that compute; default: all cores", .max = 1024},
         {"--max-seqs", CMDLINE_INT, &o->max_seqs, "N", .help = "sequences at once; default 32",
@@ -95,6 +97,7 @@ static void apply(const struct options *o, struct node_file *f)
     cmdline_override(&f->backend, o->backend);
     cmdline_override(&f->engine, o->engine);
     cmdline_override(&f->bind, o->bind);
+    cmdline_override(&f->cluster_key, o->cluster_key);
     cmdline_override(&f->random_weights, o->random_weights);
     override_number(&f->device, o->device);
     cmdline_override(&f->fault_file, o->fault_file);
@@ -171,6 +174,7 @@ static int run(struct node_file *f)
         .host = f->host,
         .backend = mock ? "mock" : f->backend,
         .coordinator = f->coordinator,
+        .cluster_key = f->cluster_key,
         .engine = {.create = mock ? create_mock : create_model, .user = f},
         .core = {.prefill_chunk = (uint32_t)f->prefill_chunk},
     };
