@@ -2,6 +2,7 @@
 // is done.
 #include <inttypes.h>
 #include <stddef.h>
+#include <string.h>
 
 #include "coordinator/core.h"
 
@@ -9,7 +10,7 @@ const char *coord_admin_op_name(enum coord_admin_op op)
 {
     static const char *const names[] = {
         [COORD_DRAIN] = "drain", [COORD_UNDRAIN] = "undrain", [COORD_FAILOVER] = "failover",
-        [COORD_EJECT] = "eject", [COORD_CLOSE] = "close",
+        [COORD_EJECT] = "eject", [COORD_CLOSE] = "close", [COORD_ROLE] = "role",
     };
     return op <= COORD_CLOSE ? names[op] : "unknown";
 }
@@ -118,6 +119,27 @@ static void failover(struct coord *c, uint64_t id, uint64_t tag)
     answer(c, tag, STATUS_OK, "fenced; its requests were moved");
 }
 
+// For the time that this coordinator leads; at its start the configuration's are set again.
+static void set_role(struct coord *c, const struct coord_admin *a)
+{
+    struct replica *r = replicas_find(c, a->replica);
+    int role = COORD_ROLE_ANY;
+    while (role <= COORD_ROLE_DECODE && strcmp(a->target, coord_role_name((enum coord_role)role)))
+        role++;
+    if (!r || role > COORD_ROLE_DECODE) {
+        answer(c, a->tag, r ? STATUS_BAD_REQUEST : STATUS_NOT_FOUND,
+               r ? "roles are any, prefill and decode"
+                 : arena_printf(&c->arena, "no replica %" PRIu64 "; there are 1 to %u", a->replica,
+                                c->cfg.replicas));
+        return;
+    }
+    replica_set_role(c, r, (enum coord_role)role);
+    answer(c, a->tag, STATUS_OK,
+           r->role == COORD_ROLE_PREFILL && r->serves
+               ? "no other replica is ready: it takes all requests until one is"
+               : "");
+}
+
 static void close_admission(struct coord *c, uint64_t tag)
 {
     c->closing = true;
@@ -153,6 +175,9 @@ void admin_do(struct coord *c, const struct coord_admin *a)
         return;
     case COORD_FAILOVER:
         failover(c, a->replica, a->tag);
+        return;
+    case COORD_ROLE:
+        set_role(c, a);
         return;
     case COORD_CLOSE:
         close_admission(c, a->tag);

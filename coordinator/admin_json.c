@@ -190,6 +190,8 @@ static bool add_replica(void *arg, const struct coord_replica_view *r)
     put_uint(&o, "id", r->id);
     put_uint(&o, "epoch", r->epoch);
     put_text(&o, "state", coord_replica_state_name(r->state));
+    put_text(&o, "role", coord_role_name(r->role));
+    put_bool(&o, "serves", r->serves);
     put_uint(&o, "state_age_ms", since_ms(l->view->now_us, r->state_since_us));
     put_uint(&o, "stages", r->stages);
     put_uint(&o, "tensor", r->tensor);

@@ -63,13 +63,14 @@ static bool count_node(void *arg, const struct coord_node_view *n)
 }
 
 struct replica_counts {
-    uint64_t states[COORD_REPLICA_DRAINING + 1], transports[TRANSPORT_VERBS + 1];
+    uint64_t states[COORD_REPLICA_DRAINING + 1], roles[COORD_ROLE_DECODE + 1], transports[TRANSPORT_VERBS + 1];
 };
 
 static bool count_replica(void *arg, const struct coord_replica_view *r)
 {
     struct replica_counts *n = arg;
     n->states[r->state]++;
+    n->roles[r->role] += r->state == COORD_REPLICA_READY;
     n->transports[r->transport]++;
     return true;
 }
@@ -88,6 +89,10 @@ static void members(const struct coord *core, struct strbuf *out)
     for (int i = 0; i <= COORD_REPLICA_DRAINING; i++)
         labelled(out, "hadal_replicas", "state",
                  coord_replica_state_name((enum coord_replica_state)i), replicas.states[i]);
+    header(out, "hadal_replicas_ready", "gauge", "Ready replicas by role.");
+    for (int i = 0; i <= COORD_ROLE_DECODE; i++)
+        labelled(out, "hadal_replicas_ready", "role", coord_role_name((enum coord_role)i),
+                 replicas.roles[i]);
     header(out, "hadal_replicas_linked", "gauge",
            "Ready replicas of several ranks, by what links the ranks.");
     for (int i = TRANSPORT_SHM; i <= TRANSPORT_VERBS; i++)

@@ -70,7 +70,7 @@ static double measure(const struct coord *c, enum coord_breaker_metric m)
     case BREAKER_STEP:
         return step_ms(c);
     case BREAKER_REPLICAS_READY:
-        return c->warm_n;
+        return c->ready_n;
     case BREAKER_METRICS:
         break;
     }

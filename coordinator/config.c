@@ -33,7 +33,7 @@ struct yaml_band {
 struct yaml {
     char *http, *rpc, *model, *model_name;
     char *transport;
-    int64_t *replicas, *stages, *tensor;
+    int64_t *replicas, *prefill, *decode, *stages, *tensor;
     int64_t *heartbeat_ms, *heartbeat_timeout_ms, *hang_ms, *warmup_timeout_ms;
     int64_t *queue_limit, *default_deadline_ms, *grace_ms, *retention_ms, *retain_limit;
     char *store, *name, *cluster, *cluster_key, *advertise, *copies;
@@ -109,6 +109,8 @@ static const cyaml_schema_field_t fields[] = {
     TEXT(model_name),
     TEXT(transport),
     NUMBER(replicas),
+    NUMBER(prefill),
+    NUMBER(decode),
     NUMBER(stages),
     NUMBER(tensor),
     NUMBER(heartbeat_ms),
@@ -223,6 +225,8 @@ static enum status take_numbers(const char *path, const struct yaml *y,
     uint32_t slow_factor = (uint32_t)c->core.slow_factor;
     const struct number numbers[] = {
         {"replicas", y->replicas, &c->core.replicas, 1, COORD_MAX_REPLICAS},
+        {"prefill", y->prefill, &c->core.prefill_replicas, 0, COORD_MAX_REPLICAS},
+        {"decode", y->decode, &c->core.decode_replicas, 0, COORD_MAX_REPLICAS},
         {"stages", y->stages, &c->core.stages, 1, LIMIT_STAGES},
         {"tensor", y->tensor, &c->core.tensor, 1, LIMIT_TENSOR},
         {"heartbeat_ms", y->heartbeat_ms, &c->core.heartbeat_ms, 1, 60000},
@@ -478,6 +482,10 @@ enum status coordinator_config_check(struct coordinator_config *c, struct errmsg
     if (!name_ok(c->name) || !name_ok(c->cluster))
         return errmsg_set(err, STATUS_BAD_CONFIG, "name, cluster: not 1 to %d of A-Z a-z 0-9 . _ -",
                           LIMIT_NAME - 1);
+    if ((uint64_t)c->core.prefill_replicas + c->core.decode_replicas > c->core.replicas)
+        return errmsg_set(err, STATUS_BAD_CONFIG,
+                          "prefill, decode: %u and %u replicas of %u are too many",
+                          c->core.prefill_replicas, c->core.decode_replicas, c->core.replicas);
     if (c->core.stages * c->core.tensor > LIMIT_RANKS)
         return errmsg_set(err, STATUS_BAD_CONFIG, "stages, tensor: %u x %u ranks are too many",
                           c->core.stages, c->core.tensor);

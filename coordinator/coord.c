@@ -94,6 +94,11 @@ static enum status config_check(const struct coord_config *k, struct errmsg *err
                           "coordinator: %u stages x %u tensor ranks is not in 1..%d x 1..%d, %d in "
                           "all",
                           k->stages, k->tensor, LIMIT_STAGES, LIMIT_TENSOR, LIMIT_RANKS);
+    if ((uint64_t)k->prefill_replicas + k->decode_replicas > k->replicas)
+        return errmsg_set(err, STATUS_BAD_CONFIG,
+                          "coordinator: %u replicas for prefill and %u for decode are more than %u "
+                          "replicas",
+                          k->prefill_replicas, k->decode_replicas, k->replicas);
     if (!k->heartbeat_ms || k->heartbeat_timeout_ms < 2 * k->heartbeat_ms)
         return errmsg_set(err, STATUS_BAD_CONFIG,
                           "coordinator: heartbeat_timeout_ms %u is less than two heartbeats of %u "

@@ -77,6 +77,8 @@ struct coord_config {
     const char *model_dir;           // as the nodes see it; copied
     uint32_t replicas;               // wanted number of replicas, 1..COORD_MAX_REPLICAS
     uint32_t stages, tensor;         // shape of each
+    uint32_t prefill_replicas;       // of the first ones this is the role, ...
+    uint32_t decode_replicas;        // ... of the next this; ANY of the rest
     enum transport_choice transport; // among the ranks
     uint64_t first_epoch; // epochs grow from here; a restarted coordinator must pass more
                           // than was ever used (the wall clock in ms does)
@@ -182,10 +184,20 @@ struct coord_restore {
     const char *text;
 };
 
+// What a replica is for. Long prompts are computed by a PREFILL replica, and their KV is moved to the
+// one that decodes.
+enum coord_role {
+    COORD_ROLE_ANY,     // both, and prompts of its own when no PREFILL replica has a place
+    COORD_ROLE_PREFILL, // takes ordinary requests only while no other is ready
+    COORD_ROLE_DECODE,  // the last to compute a long prompt
+};
+const char *coord_role_name(enum coord_role r); // "any", "prefill", "decode"
+
 enum coord_admin_op {
     COORD_DRAIN,    // node `target`: hand its work over, then leave it idle until UNDRAIN
     COORD_UNDRAIN,  // node `target` may be used again; ends drain and eject
     COORD_FAILOVER, // replica `replica`: fence it, move its requests, form it anew
+    COORD_ROLE,     // replica `replica` has the role `target` from now on
     COORD_EJECT,    // node `target`: fence its replica at once, quarantine it until UNDRAIN
     COORD_CLOSE,    // admit nothing more; done when no request is unfinished
 };
@@ -193,8 +205,8 @@ const char *coord_admin_op_name(enum coord_admin_op op); // "drain", ...
 
 struct coord_admin {
     enum coord_admin_op op;
-    const char *target; // name of the node
-    uint64_t replica;   // FAILOVER
+    const char *target; // name of the node; ROLE: of the role
+    uint64_t replica;   // FAILOVER, ROLE
     uint64_t tag;       // the caller's, returned in ADMIN_DONE
 };
 
@@ -362,6 +374,8 @@ struct coord_node_view {
 struct coord_replica_view {
     uint64_t id, epoch;
     enum coord_replica_state state;
+    enum coord_role role;
+    bool serves; // takes ordinary requests
     uint64_t state_since_us;
     uint32_t stages, tensor;
     const char *const *nodes;      // names by (stage, tensor), NULL where vacant; stages * tensor

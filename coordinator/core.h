@@ -4,6 +4,7 @@
 //   members.c    connections and nodes: hello, silence, loss, drain and eject marks
 //   messages.c   what nodes say, and whether it still counts
 //   forming.c    from free nodes to a ready replica
+//   roles.c      which replicas take requests
 //   replicas.c   the fence between two epochs; health
 //   prober.c     golden probes
 //   quarantine.c who is kept out, for how long; stragglers
@@ -140,6 +141,8 @@ struct prober {
 struct replica {
     uint64_t id, epoch; // epoch 0 = vacant
     enum coord_replica_state state;
+    enum coord_role role;
+    bool serves; // READY, and takes requests: on the ring (roles.c)
     uint64_t since_us;
     struct member **ranks;   // owned array of stages * tensor; NULLs while vacant
     struct rank_link *links; // owned array, per rank
@@ -194,9 +197,11 @@ struct coord {
     struct replica *replicas;       // owned array of cfg.replicas
     bool place;                     // something changed that placement looks at
     uint32_t draining_n;            // replicas
-    uint32_t warm_n;                // READY replicas: members of the ring
+    uint32_t ready_n;               // READY replicas
+    uint32_t warm_n;                // of them those that serve: members of the ring
+    uint32_t prefill_n;             // replicas of that role
     struct ring ring;
-    uint32_t credits, load; // of READY replicas: allowed and placed
+    uint32_t credits, load; // of replicas that serve: allowed and placed
     uint32_t credits_known; // when there were last any
 
     struct idmap requests;            // all that are known
@@ -208,7 +213,7 @@ struct coord {
     uint64_t retained_tokens;
     uint32_t live_n;              // QUEUED, RUNNING, MOVING
     uint32_t moving_n;            // MOVING
-    uint32_t soft_n[QUEUE_BANDS]; // of READY replicas
+    uint32_t soft_n[QUEUE_BANDS]; // of replicas that serve
     struct eta eta;
     uint32_t max_context; // 0 = not known
     bool closing;
@@ -278,6 +283,13 @@ static inline uint32_t replica_load(const struct replica *r)
 {
     return r->running.n + r->leaving.n - r->preempting_n;
 }
+
+// ---- roles.c ----
+void roles_init(struct coord *c);
+void roles_settle(struct coord *c, struct replica *r); // it became READY, or ceased to be
+void replica_serve(struct coord *c, struct replica *r, bool on);
+bool replica_hands_over(const struct replica *r);
+void replica_set_role(struct coord *c, struct replica *r, enum coord_role role);
 
 // ---- prober.c ----
 bool prober_on(const struct coord *c);

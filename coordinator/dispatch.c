@@ -44,7 +44,7 @@ static void request_place(struct coord *c, struct request *q, struct replica *r)
     request_list_append(&r->running, q);
     q->suspect = q->class == QUEUE_SUSPECT;
     r->suspects += q->suspect;
-    c->load++; // r is READY
+    c->load += r->serves;
     q->preempted = false;
     q->placed_us = c->now_us;
     if (q->class != QUEUE_FAIR)
@@ -66,7 +66,7 @@ void request_unplace(struct coord *c, struct request *q)
     c->moving_n -= q->state == COORD_REQ_MOVING;
     r->suspects -= q->suspect;
     r->preempting_n -= gave_way;
-    c->load -= r->state == COORD_REPLICA_READY && !gave_way;
+    c->load -= r->serves && !gave_way;
     q->suspect = false;
     q->replica = NULL;
 }
@@ -80,7 +80,7 @@ void request_leave(struct coord *c, struct request *q, enum coord_request_state 
         request_list_append(&r->leaving, q);
         q->leaving_us = c->now_us;
         r->preempting_n += q->preempted;
-        c->load -= r->state == COORD_REPLICA_READY && q->preempted;
+        c->load -= r->serves && q->preempted;
         if (!r->cancel_timer.slot)
             core_arm(c, &r->cancel_timer, TIMER_CANCEL,
                      c->now_us + 1000ull * c->cfg.cancel_timeout_ms);
@@ -214,16 +214,16 @@ static uint32_t spare_credits(const struct coord *c)
 
 void dispatch_hand_over(struct coord *c)
 {
-    if (!c->draining_n)
+    if (!c->draining_n && !c->prefill_n)
         return;
     uint32_t spare = spare_credits(c);
     for (uint32_t i = 0; i < c->cfg.replicas; i++) {
         struct replica *r = &c->replicas[i];
-        if (r->state != COORD_REPLICA_DRAINING)
+        if (!replica_hands_over(r))
             continue;
         for (; spare && r->running.head; spare--)
             request_leave(c, r->running.head, COORD_REQ_MOVING);
-        if (!r->running.n && !r->leaving.n)
+        if (r->state == COORD_REPLICA_DRAINING && !r->running.n && !r->leaving.n)
             replica_fence(c, r, &(struct fence){FENCE_EMPTY, NULL, "drained"});
     }
 }

@@ -74,7 +74,7 @@ void http_admins_tick(struct http_server *h, uint64_t now_us)
 }
 
 static void command(struct http_server *h, h2o_req_t *req, enum coord_admin_op op,
-                    h2o_iovec_t target)
+                    const char *role, h2o_iovec_t target)
 {
     struct openai_error e;
     char name[LIMIT_NAME];
@@ -90,7 +90,7 @@ static void command(struct http_server *h, h2o_req_t *req, enum coord_admin_op o
     }
     snprintf(name, sizeof name, "%.*s", (int)(target.len < sizeof name ? target.len : 0),
              target.base);
-    if (op == COORD_FAILOVER) {
+    if (op == COORD_FAILOVER || op == COORD_ROLE) {
         size_t id = h2o_strtosize(target.base, target.len);
         replica = id == SIZE_MAX ? 0 : id;
     }
@@ -101,7 +101,7 @@ static void command(struct http_server *h, h2o_req_t *req, enum coord_admin_op o
                              .deadline_us = shell_now_us() + (uint64_t)timeout_ms * 1000,
                              .waiting = true};
     DL_APPEND(h->admins, a);
-    shell_admin(h->shell, op, name, replica, &a->wait);
+    shell_admin(h->shell, op, role ? role : name, replica, &a->wait);
 }
 
 bool http_admin_route(struct http_server *h, h2o_req_t *req, const h2o_iovec_t p[5],
@@ -110,18 +110,22 @@ bool http_admin_route(struct http_server *h, h2o_req_t *req, const h2o_iovec_t p
     static const struct {
         const char *what, *op;
         enum coord_admin_op code;
+        const char *role; // ROLE
     } ops[] = {
-        {"nodes", "drain", COORD_DRAIN},
-        {"nodes", "undrain", COORD_UNDRAIN},
-        {"nodes", "eject", COORD_EJECT},
-        {"replicas", "failover", COORD_FAILOVER},
+        {"nodes", "drain", COORD_DRAIN, NULL},
+        {"nodes", "undrain", COORD_UNDRAIN, NULL},
+        {"nodes", "eject", COORD_EJECT, NULL},
+        {"replicas", "failover", COORD_FAILOVER, NULL},
+        {"replicas", "role-any", COORD_ROLE, "any"},
+        {"replicas", "role-prefill", COORD_ROLE, "prefill"},
+        {"replicas", "role-decode", COORD_ROLE, "decode"},
     };
     for (size_t i = 0; i < sizeof ops / sizeof *ops; i++) {
         if (!http_is(p[2], ops[i].what) || !http_is(p[4], ops[i].op))
             continue;
         if (!http_is(req->method, "POST"))
             return http_wrong_method(e, req, "POST");
-        command(h, req, ops[i].code, p[3]);
+        command(h, req, ops[i].code, ops[i].role, p[3]);
         return true;
     }
     return http_not_found(e, req);

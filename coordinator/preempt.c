@@ -31,7 +31,7 @@ void preempt_note(struct coord *c, struct request *q, bool runs)
         return;
     uint32_t d = runs ? 1 : -1u;
     q->replica->soft_n[q->lane_band] += d;
-    if (q->replica->state == COORD_REPLICA_READY)
+    if (q->replica->serves)
         c->soft_n[q->lane_band] += d;
 }
 
@@ -66,7 +66,7 @@ static struct request *victim(const struct coord *c, int band)
     struct request *last = NULL;
     for (uint32_t i = 0; i < c->cfg.replicas; i++) {
         const struct replica *r = &c->replicas[i];
-        if (r->state != COORD_REPLICA_READY || !r->soft_n[band] || r->preempting_n >= r->max_seqs)
+        if (!r->serves || !r->soft_n[band] || r->preempting_n >= r->max_seqs)
             continue;
         struct request *q = victim_on(c, r, band);
         if (q && (!last || q->placed_us > last->placed_us))

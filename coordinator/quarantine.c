@@ -259,7 +259,7 @@ void quarantine_trial_over(struct coord *c, struct replica *r)
 {
     for (uint32_t i = 0; i < c->ranks_n; i++)
         r->ranks[i]->on_trial = false;
-    if (r->state == COORD_REPLICA_READY)
+    if (r->serves)
         c->credits += r->full_seqs - r->max_seqs;
     r->max_seqs = r->full_seqs;
     core_trace(c, LOG_INFO, "replica %" PRIu64 " has stood its trial", r->id);

@@ -46,6 +46,7 @@ void replicas_init(struct coord *c)
         r->ranks = mem_zalloc(c->ranks_n, sizeof *r->ranks);
         r->links = mem_zalloc(c->ranks_n, sizeof *r->links);
     }
+    roles_init(c);
 }
 
 void replicas_free(struct coord *c)
@@ -68,30 +69,16 @@ struct replica *replicas_find(const struct coord *c, uint64_t id)
     return id >= 1 && id <= c->cfg.replicas ? &c->replicas[id - 1] : NULL;
 }
 
-// Only READY replicas are on the ring, and only theirs are the credits to be given.
 void replica_move(struct coord *c, struct replica *r, enum coord_replica_state to)
 {
-    if (r->state == COORD_REPLICA_READY) {
-        ring_remove(&c->ring, r->id);
-        c->warm_n--;
-        c->credits -= r->max_seqs;
-        c->load -= replica_load(r);
-        for (int b = 0; b < QUEUE_BANDS; b++)
-            c->soft_n[b] -= r->soft_n[b];
-    }
+    replica_serve(c, r, false);
     c->draining_n -= r->state == COORD_REPLICA_DRAINING;
+    c->ready_n -= r->state == COORD_REPLICA_READY;
     r->state = sm_move(&replica_sm, r->state, to);
     r->since_us = c->now_us;
     c->draining_n += r->state == COORD_REPLICA_DRAINING;
-    if (r->state == COORD_REPLICA_READY) {
-        ring_add(&c->ring, r->id);
-        c->warm_n++;
-        c->credits += r->max_seqs;
-        c->load += replica_load(r);
-        for (int b = 0; b < QUEUE_BANDS; b++)
-            c->soft_n[b] += r->soft_n[b];
-        c->credits_known = c->credits;
-    }
+    c->ready_n += r->state == COORD_REPLICA_READY;
+    roles_settle(c, r);
 }
 
 // ---- fencing ----

@@ -22,7 +22,7 @@ void coord_stats(const struct coord *c, struct coord_stats *out)
         out->nodes_usable += m->state == COORD_NODE_FREE || m->state == COORD_NODE_IN_REPLICA;
     }
     out->replicas = c->cfg.replicas;
-    out->replicas_ready = c->warm_n;
+    out->replicas_ready = c->ready_n;
     out->credits = c->credits;
     out->credits_free = c->credits > c->load ? c->credits - c->load : 0;
     out->queued_moved =
@@ -100,6 +100,8 @@ void coord_each_replica(const struct coord *c,
             .id = r->id,
             .epoch = r->epoch,
             .state = r->state,
+            .role = r->role,
+            .serves = r->serves,
             .state_since_us = r->since_us,
             .stages = c->cfg.stages,
             .tensor = c->cfg.tensor,
@@ -338,8 +340,8 @@ static void check_ranks(const struct coord *c, const struct replica *r)
 // Returns the number of placed requests that the client still waits for.
 static uint32_t check_replicas(const struct coord *c)
 {
-    uint32_t warm = 0, credits = 0, load = 0, moving = 0, draining = 0, live = 0;
-    uint32_t soft = 0, soft_all = 0;
+    uint32_t ready_n = 0, warm = 0, credits = 0, load = 0, moving = 0, draining = 0, live = 0;
+    uint32_t soft = 0, soft_all = 0, others = 0, prefill = 0;
     for (uint32_t i = 0; i < c->cfg.replicas; i++) {
         const struct replica *r = &c->replicas[i];
         check_ranks(c, r);
@@ -351,15 +353,24 @@ static uint32_t check_replicas(const struct coord *c)
         assert(!formed || r->formed_n == c->ranks_n);
         assert(!r->probe.request || (formed && r->probe.timer.slot));
         assert(!prober_on(c) || !ready || r->probe.timer.slot);
-        warm += ready;
-        credits += ready ? r->max_seqs : 0;
-        load += ready ? replica_load(r) : 0;
+        ready_n += ready;
+        others += ready && r->role != COORD_ROLE_PREFILL;
+        prefill += r->role == COORD_ROLE_PREFILL;
+        warm += r->serves;
+        credits += r->serves ? r->max_seqs : 0;
+        load += r->serves ? replica_load(r) : 0;
         draining += r->state == COORD_REPLICA_DRAINING;
         moving += r->moving_n;
         live += r->running.n + r->moving_n;
         for (int b = 0; b < QUEUE_BANDS; b++)
-            soft += ready ? r->soft_n[b] : 0;
+            soft += r->serves ? r->soft_n[b] : 0;
     }
+    for (uint32_t i = 0; i < c->cfg.replicas; i++) {
+        const struct replica *r = &c->replicas[i];
+        bool ready = r->state == COORD_REPLICA_READY;
+        assert(r->serves == (ready && (r->role != COORD_ROLE_PREFILL || !others)));
+    }
+    assert(ready_n == c->ready_n && prefill == c->prefill_n);
     assert(warm == c->warm_n && credits == c->credits && load == c->load);
     assert(moving == c->moving_n && draining == c->draining_n);
     for (int b = 0; b < QUEUE_BANDS; b++)

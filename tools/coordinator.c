@@ -14,7 +14,7 @@
 
 struct options {
     const char *config, *http, *rpc, *model, *model_name, *transport;
-    int64_t replicas, stages, tensor, grace_ms, retention_ms, ready_fd;
+    int64_t replicas, prefill, decode, stages, tensor, grace_ms, retention_ms, ready_fd;
 };
 
 static const char about[] =
@@ -41,6 +41,10 @@ static int parse(struct options *o, int argc, char **argv)
          .help = "what clients call it; default: the folder's name"},
         {"--replicas", CMDLINE_INT, &o->replicas, "R", .help = "replicas wanted; default 1",
          .min = 1, .max = COORD_MAX_REPLICAS},
+        {"--prefill", CMDLINE_INT, &o->prefill, "P",
+         .help = "of the replicas, for long prompts; default 0", .max = COORD_MAX_REPLICAS},
+        {"--decode", CMDLINE_INT, &o->decode, "D", .help = "of the replicas, for decoding; default 0",
+         .max = COORD_MAX_REPLICAS},
         {"--stages", CMDLINE_INT, &o->stages, "S", .help = "pipeline stages of each; default 1",
          .min = 1, .max = LIMIT_STAGES},
         {"--tensor", CMDLINE_INT, &o->tensor, "T", .help = "tensor ranks of a stage; default 1",
@@ -84,6 +88,8 @@ static void override_all(struct coordinator_config *c, const struct options *o)
     cmdline_override(&c->model, o->model);
     cmdline_override(&c->model_name, o->model_name);
     override_number(&c->core.replicas, o->replicas);
+    override_number(&c->core.prefill_replicas, o->prefill);
+    override_number(&c->core.decode_replicas, o->decode);
     override_number(&c->core.stages, o->stages);
     override_number(&c->core.tensor, o->tensor);
     override_number(&c->core.grace_ms, o->grace_ms);
@@ -97,6 +103,8 @@ static void override_all(struct coordinator_config *c, const struct options *o)
 int cmd_coordinator(int argc, char **argv)
 {
     struct options o = {.replicas = -1,
+                        .prefill = -1,
+                        .decode = -1,
                         .stages = -1,
                         .tensor = -1,
                         .grace_ms = -1,

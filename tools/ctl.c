@@ -61,6 +61,7 @@ static const struct ctl_column node_columns[] = {
 };
 static const struct ctl_column replica_columns[] = {
     {"REPLICA", "id", CTL_PLAIN},      {"STATE", "state", CTL_PLAIN},
+    {"ROLE", "role", CTL_PLAIN},       {"SERVES", "serves", CTL_PLAIN},
     {"EPOCH", "epoch", CTL_PLAIN},     {"NODES", "nodes", CTL_PLAIN},
     {"RUNNING", "running", CTL_PLAIN}, {"PLACES", "credits", CTL_PLAIN},
     {"KV FREE", "kv_free", CTL_PLAIN}, {"KV", "kv_blocks", CTL_PLAIN},
@@ -94,6 +95,9 @@ static const struct order {
     {"undrain", "nodes", "may be used again"},
     {"eject", "nodes", "is ejected: kept out until undrain"},
     {"failover", "replicas", "is fenced; its requests went on elsewhere"},
+    {"role-any", "replicas", "does both, prefill and decode"},
+    {"role-prefill", "replicas", "computes long prompts for the others"},
+    {"role-decode", "replicas", "decodes"},
 };
 
 struct options {
@@ -275,8 +279,26 @@ static int top(const struct options *o)
     return rc;
 }
 
-static int dispatch(const struct options *o, bool url_given, const char *name, const char *whom)
+static int role(const struct options *o, const char *whom, const char *what)
 {
+    char name[24];
+    snprintf(name, sizeof name, "role-%s", what ? what : "");
+    for (size_t i = 0; i < sizeof orders / sizeof *orders; i++)
+        if (whom && !strcmp(name, orders[i].name))
+            return give(o, &orders[i], whom);
+    fputs("hadal ctl: role wants the number of a replica, and any, prefill or decode\n", stderr);
+    return CMD_USAGE;
+}
+
+static int dispatch(const struct options *o, bool url_given, const char *const args[3])
+{
+    const char *name = args[0], *whom = args[1];
+    if (!strcmp(name, "role"))
+        return role(o, whom, args[2]);
+    if (args[2]) {
+        fprintf(stderr, "hadal ctl: too much after '%s %s'\n", name, whom);
+        return CMD_USAGE;
+    }
     for (size_t i = 0; i < sizeof views / sizeof *views; i++)
         if (!strcmp(name, views[i].name) && !whom)
             return show(o, &views[i]);
@@ -323,16 +345,18 @@ int cmd_ctl(int argc, char **argv)
             "  undrain NODE        use it again; also after eject\n"
             "  eject NODE          fence its replica at once, keep it out\n"
             "  failover REPLICA    fence it, move its requests, form it anew\n"
+            "  role REPLICA any|prefill|decode\n"
+            "                      what it is for; its requests are moved when that asks for it\n"
             "  doctor              whether RDMA works on this host (ports, GIDs, MTU, memlock,\n"
             "                      PCIe, losses, a write through each), and the cluster's state;\n"
             "                      exit code 1 when something is broken",
         .opts = opts,
         .args_min = 1,
-        .args_max = 2,
+        .args_max = 3,
     };
-    const char *args[2] = {NULL, NULL};
+    const char *args[3] = {NULL, NULL, NULL};
     int rc = cmdline_parse(&line, argc, argv, args, NULL);
     bool url_given = o.url != NULL;
     o.url = url_given ? o.url : http_default_url();
-    return rc == CMDLINE_GO ? dispatch(&o, url_given, args[0], args[1]) : rc;
+    return rc == CMDLINE_GO ? dispatch(&o, url_given, args) : rc;
 }

@@ -45,6 +45,10 @@ static int parse(struct up_options *o, int argc, char **argv)
         {"--model", CMDLINE_STRING, &o->model, "DIR", .help = "model folder (the sample model)"},
         {"--replicas", CMDLINE_INT, &o->replicas, "R", .min = 1, .max = UP_NODES_MAX,
          .help = "copies of the model (1)"},
+        {"--prefill", CMDLINE_INT, &o->prefill, "P", .max = UP_NODES_MAX,
+         .help = "copies that compute long prompts for the others (0)"},
+        {"--decode", CMDLINE_INT, &o->decode, "D", .max = UP_NODES_MAX,
+         .help = "copies that decode; with --prefill and no --replicas, R = P + D"},
         {"--stages", CMDLINE_INT, &o->stages, "S", .min = 1, .max = LIMIT_STAGES,
          .help = "pipeline stages of each (1)"},
         {"--tensor", CMDLINE_INT, &o->tensor, "T", .min = 1, .max = LIMIT_TENSOR,
@@ -115,6 +119,9 @@ static bool check(struct up_options *o)
     if (nodes > UP_NODES_MAX)
         fprintf(stderr, "hadal up: %lld nodes; at most %d on one host\n", (long long)nodes,
                 UP_NODES_MAX);
+    else if (o->prefill + o->decode > o->replicas)
+        fprintf(stderr, "hadal up: --prefill %lld and --decode %lld of %lld replicas\n",
+                (long long)o->prefill, (long long)o->decode, (long long)o->replicas);
     else if (!o->model)
         fputs("hadal up: the sample model was not found; name a model folder with --model\n",
               stderr);
@@ -139,13 +146,14 @@ int cmd_up(int argc, char **argv)
                            .backend = "cpu",
                            .transport = "auto",
                            .engine = "model",
-                           .replicas = 1,
                            .stages = 1,
                            .tensor = 1,
                            .http = 8000,
                            .ready_timeout_s = 600};
     int rc = parse(&o, argc, argv);
     if (rc == CMDLINE_GO) {
+        if (o.replicas == 0)
+            o.replicas = o.prefill + o.decode > 1 ? o.prefill + o.decode : 1;
         int64_t nodes = o.replicas * o.stages * o.tensor;
         o.devices = count_devices(&o);
         if (o.threads == 0)

@@ -90,6 +90,8 @@ static void plan_coordinator(struct child *c, const struct up_options *o)
     child_arg(c, "coordinator");
     child_option(c, "--model", o->model);
     child_option_int(c, "--replicas", o->replicas);
+    child_option_int(c, "--prefill", o->prefill);
+    child_option_int(c, "--decode", o->decode);
     child_option_int(c, "--stages", o->stages);
     child_option_int(c, "--tensor", o->tensor);
     child_option(c, "--transport", o->transport);

@@ -11,6 +11,7 @@ struct up_options {
     int64_t devices;            // GPUs; node i computes on device (i - 1) % devices. 0: not said
     const char *random_weights; // NULL, or their precision
     int64_t replicas, stages, tensor;
+    int64_t prefill, decode;                        // replicas of these roles, among all
     int64_t http, rpc;                              // ports; 0 = any free one
     int64_t threads;                                // of each node
     int64_t max_seqs, max_rows, context, kv_tokens; // of each node; 0 = its default

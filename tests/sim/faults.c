@@ -10,7 +10,10 @@ void admin_send(struct world *w, enum coord_admin_op op, const char *target, uin
     if (!w->coord)
         return;
     w->admin_sent++;
-    if (target)
+    if (op == COORD_ROLE)
+        world_tell(w, "operator > replica %llu gets the role %s", (unsigned long long)replica,
+                   target);
+    else if (target)
         world_tell(w, "operator > %s node %s", coord_admin_op_name(op), target);
     else
         world_tell(w, "operator > %s replica %llu", coord_admin_op_name(op),
@@ -234,6 +237,11 @@ static void hit_order(struct world *w, enum fault_class f, int i)
 {
     if (f == FAULT_FAILOVER) {
         admin_send(w, COORD_FAILOVER, NULL, world_between(w, 1, w->opt.replicas));
+        return;
+    }
+    if (f == FAULT_ROLE) {
+        enum coord_role role = (enum coord_role)world_between(w, 0, COORD_ROLE_DECODE);
+        admin_send(w, COORD_ROLE, coord_role_name(role), world_between(w, 1, w->opt.replicas));
         return;
     }
     admin_send(w, f == FAULT_DRAIN ? COORD_DRAIN : COORD_EJECT, w->nodes[i].name, 0);

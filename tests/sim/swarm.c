@@ -125,6 +125,15 @@ static void draw_breakers(struct world *w)
     w->opt.coord.breakers_n = world_chance(w, 0.2) ? (uint32_t)world_between(w, 1, 3) : 0;
 }
 
+static void draw_roles(struct world *w)
+{
+    struct coord_config *k = &w->opt.coord;
+    if (!world_chance(w, 0.5))
+        return;
+    k->prefill_replicas = (uint32_t)world_between(w, 0, w->opt.replicas);
+    k->decode_replicas = (uint32_t)world_between(w, 0, w->opt.replicas - k->prefill_replicas);
+}
+
 static void draw_options(struct world *w)
 {
     struct sim_options *o = &w->opt;
@@ -141,6 +150,7 @@ static void draw_options(struct world *w)
     draw_coord(w);
     draw_tenants(w);
     draw_breakers(w);
+    draw_roles(w);
 }
 
 static void draw_stop_ids(struct world *w, struct coord_submit *s)

@@ -264,6 +264,7 @@ enum fault_class {
     FAULT_DRAIN,
     FAULT_FAILOVER,
     FAULT_EJECT,
+    FAULT_ROLE,  // a replica gets another role
     FAULT_COORD, // the coordinator is killed; its standby takes over
     FAULT_CLASSES,
 };

@@ -1,0 +1,90 @@
+// Which replicas take requests. A replica of the role prefill computes long prompts for the others
+// and hands them over (transfer.c); of ordinary requests it gets none while another is ready, and all
+// of them while none is. Those that take requests are on the ring, and theirs are the credits to be
+// given; this file alone lets a replica in and out of both.
+#include <inttypes.h>
+
+#include "coordinator/core.h"
+
+const char *coord_role_name(enum coord_role role)
+{
+    static const char *const names[] = {
+        [COORD_ROLE_ANY] = "any",
+        [COORD_ROLE_PREFILL] = "prefill",
+        [COORD_ROLE_DECODE] = "decode",
+    };
+    return role <= COORD_ROLE_DECODE ? names[role] : "unknown";
+}
+
+void roles_init(struct coord *c)
+{
+    uint32_t prefill = c->cfg.prefill_replicas, decode = c->cfg.decode_replicas;
+    for (uint32_t i = 0; i < c->cfg.replicas; i++)
+        c->replicas[i].role = i < prefill            ? COORD_ROLE_PREFILL
+                              : i < prefill + decode ? COORD_ROLE_DECODE
+                                                     : COORD_ROLE_ANY;
+    c->prefill_n = prefill;
+}
+
+void replica_serve(struct coord *c, struct replica *r, bool on)
+{
+    if (r->serves == on)
+        return;
+    uint32_t d = on ? 1 : -1u;
+    r->serves = on;
+    if (on)
+        ring_add(&c->ring, r->id);
+    else
+        ring_remove(&c->ring, r->id);
+    c->warm_n += d;
+    c->credits += d * r->max_seqs;
+    c->load += d * replica_load(r);
+    for (int b = 0; b < QUEUE_BANDS; b++)
+        c->soft_n[b] += d * r->soft_n[b];
+    if (on)
+        c->credits_known = c->credits;
+}
+
+static bool others_ready(const struct coord *c)
+{
+    for (uint32_t i = 0; i < c->cfg.replicas; i++)
+        if (c->replicas[i].state == COORD_REPLICA_READY &&
+            c->replicas[i].role != COORD_ROLE_PREFILL)
+            return true;
+    return false;
+}
+
+static void settle_all(struct coord *c)
+{
+    bool others = others_ready(c);
+    for (uint32_t i = 0; i < c->cfg.replicas; i++) {
+        struct replica *r = &c->replicas[i];
+        bool ready = r->state == COORD_REPLICA_READY;
+        replica_serve(c, r, ready && (r->role != COORD_ROLE_PREFILL || !others));
+    }
+}
+
+void roles_settle(struct coord *c, struct replica *r)
+{
+    if (c->prefill_n)
+        settle_all(c);
+    else
+        replica_serve(c, r, r->state == COORD_REPLICA_READY);
+}
+
+// Its running requests are moved to those that serve.
+bool replica_hands_over(const struct replica *r)
+{
+    return r->state == COORD_REPLICA_DRAINING || (r->state == COORD_REPLICA_READY && !r->serves);
+}
+
+void replica_set_role(struct coord *c, struct replica *r, enum coord_role role)
+{
+    if (r->role == role)
+        return;
+    core_trace(c, LOG_INFO, "replica %" PRIu64 " has the role %s now, it was %s", r->id,
+               coord_role_name(role), coord_role_name(r->role));
+    c->prefill_n += (role == COORD_ROLE_PREFILL) - (r->role == COORD_ROLE_PREFILL);
+    r->role = role;
+    settle_all(c);
+}
