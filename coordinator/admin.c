@@ -10,7 +10,7 @@ const char *coord_admin_op_name(enum coord_admin_op op)
 {
     static const char *const names[] = {
         [COORD_DRAIN] = "drain", [COORD_UNDRAIN] = "undrain", [COORD_FAILOVER] = "failover",
-        [COORD_EJECT] = "eject", [COORD_CLOSE] = "close", [COORD_ROLE] = "role",
+        [COORD_EJECT] = "eject", [COORD_CLOSE] = "close",     [COORD_ROLE] = "role",
     };
     return op <= COORD_CLOSE ? names[op] : "unknown";
 }
@@ -106,7 +106,7 @@ static void failover(struct coord *c, uint64_t id, uint64_t tag)
     if (!r) {
         answer(c, tag, STATUS_NOT_FOUND,
                arena_printf(&c->arena, "no replica %" PRIu64 "; there are 1 to %u", id,
-                            c->cfg.replicas));
+                            c->replicas_n));
         return;
     }
     if (r->state != COORD_REPLICA_READY && r->state != COORD_REPLICA_DRAINING) {
@@ -130,7 +130,7 @@ static void set_role(struct coord *c, const struct coord_admin *a)
         answer(c, a->tag, r ? STATUS_BAD_REQUEST : STATUS_NOT_FOUND,
                r ? "roles are any, prefill and decode"
                  : arena_printf(&c->arena, "no replica %" PRIu64 "; there are 1 to %u", a->replica,
-                                c->cfg.replicas));
+                                c->replicas_n));
         return;
     }
     replica_set_role(c, r, (enum coord_role)role);

@@ -63,7 +63,8 @@ static bool count_node(void *arg, const struct coord_node_view *n)
 }
 
 struct replica_counts {
-    uint64_t states[COORD_REPLICA_DRAINING + 1], roles[COORD_ROLE_DECODE + 1], transports[TRANSPORT_VERBS + 1];
+    uint64_t states[COORD_REPLICA_DRAINING + 1], roles[COORD_ROLE_DECODE + 1],
+        transports[TRANSPORT_VERBS + 1];
 };
 
 static bool count_replica(void *arg, const struct coord_replica_view *r)

@@ -28,8 +28,8 @@ static double gpu_utilization(const struct coord *c)
 static double kv_used(const struct coord *c)
 {
     uint64_t blocks = 0, free_n = 0;
-    for (uint32_t i = 0; i < c->cfg.replicas; i++) {
-        const struct replica *r = &c->replicas[i];
+    for (uint32_t i = 0; i < c->replicas_n; i++) {
+        const struct replica *r = c->replicas[i];
         if (r->state != COORD_REPLICA_READY)
             continue;
         blocks += r->kv_blocks;
@@ -42,8 +42,8 @@ static double step_ms(const struct coord *c)
 {
     double sum = 0;
     uint32_t n = 0;
-    for (uint32_t i = 0; i < c->cfg.replicas; i++) {
-        const struct replica *r = &c->replicas[i];
+    for (uint32_t i = 0; i < c->replicas_n; i++) {
+        const struct replica *r = c->replicas[i];
         if (r->state != COORD_REPLICA_READY || !r->pace.samples)
             continue;
         sum += r->pace.step_us / 1e3;
@@ -52,25 +52,39 @@ static double step_ms(const struct coord *c)
     return n ? sum / n : 0;
 }
 
+// Of several pools sums, and the longest times.
 static double measure(const struct coord *c, enum coord_breaker_metric m)
 {
+    uint32_t credits = 0, load = 0, waiting = 0, ready = 0;
+    double wait_us = 0, first_us = 0;
+    for (uint32_t i = 0; i < c->pools_n; i++) {
+        const struct pool *p = c->pools[i];
+        double wait = p->fair.n ? (double)notices_wait_us(p, 0, p->fair.n) : 0;
+        double first = (double)eta_first_us(&p->eta);
+        credits += p->credits;
+        load += p->load;
+        waiting += p->fair.n;
+        ready += p->ready_n;
+        wait_us = wait > wait_us ? wait : wait_us;
+        first_us = first > first_us ? first : first_us;
+    }
     switch (m) {
     case BREAKER_GPU_UTILIZATION:
         return gpu_utilization(c);
     case BREAKER_KV_USED:
         return kv_used(c);
     case BREAKER_CREDITS_USED:
-        return share(c->load, c->credits);
+        return share(load, credits);
     case BREAKER_QUEUE_LENGTH:
-        return c->fair.n;
+        return waiting;
     case BREAKER_QUEUE_ETA:
-        return c->fair.n ? (double)notices_wait_us(c, 0, c->fair.n) / 1e3 : 0;
+        return wait_us / 1e3;
     case BREAKER_TTFT:
-        return (double)eta_first_us(&c->eta) / 1e3;
+        return first_us / 1e3;
     case BREAKER_STEP:
         return step_ms(c);
     case BREAKER_REPLICAS_READY:
-        return c->ready_n;
+        return ready;
     case BREAKER_METRICS:
         break;
     }

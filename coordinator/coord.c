@@ -83,7 +83,7 @@ static bool tenant_ok(const struct coord_config *k, uint32_t i)
 
 static enum status config_check(const struct coord_config *k, struct errmsg *err)
 {
-    if (!k->model_dir)
+    if (!k->model_dir && !k->pools_n)
         return errmsg_set(err, STATUS_BAD_CONFIG, "coordinator: model_dir is missing");
     if (k->replicas < 1 || k->replicas > COORD_MAX_REPLICAS)
         return errmsg_set(err, STATUS_BAD_CONFIG, "coordinator: replicas %u is not in 1..%d",
@@ -147,17 +147,67 @@ static enum status config_check(const struct coord_config *k, struct errmsg *err
     return STATUS_OK;
 }
 
-static void take_probe(struct coord *c, const struct coord_config *cfg)
+// The one pool of a configuration that names none.
+static struct coord_pool only_pool(const struct coord_config *cfg)
 {
-    c->probe_prompt = mem_dup(cfg->probe_prompt, cfg->probe_prompt_n * sizeof *cfg->probe_prompt);
-    c->cfg.probe_prompt = NULL;
-    c->cfg.probe_expect = NULL;
-    c->known_configured = cfg->probe_expect != NULL;
-    if (!cfg->probe_expect)
-        return;
-    c->known.n = cfg->probe_tokens_n;
-    memcpy(c->known.tokens, cfg->probe_expect, c->known.n * sizeof *cfg->probe_expect);
-    c->cfg.probe_tolerance = 0; // nothing is known of its log-probabilities
+    return (struct coord_pool){
+        .name = "main",
+        .model = cfg->model ? cfg->model : "model",
+        .model_dir = cfg->model_dir,
+        .replicas = cfg->replicas,
+        .stages = cfg->stages,
+        .tensor = cfg->tensor,
+        .prefill_replicas = cfg->prefill_replicas,
+        .decode_replicas = cfg->decode_replicas,
+        .weight = 1,
+        .max_context = cfg->max_context,
+        .probe_prompt = cfg->probe_prompt,
+        .probe_prompt_n = cfg->probe_prompt_n,
+        .probe_expect = cfg->probe_expect,
+    };
+}
+
+static enum status pools_check(const struct coord_config *k, struct errmsg *err)
+{
+    uint64_t replicas = 0;
+    const struct coord_pool only = only_pool(k);
+    const char *wrong = k->pools_n ? NULL : pool_nonsense(&only);
+    if (wrong)
+        return errmsg_set(err, STATUS_BAD_CONFIG, "coordinator: %s", wrong);
+    if (k->pools_n > COORD_MAX_POOLS)
+        return errmsg_set(err, STATUS_BAD_CONFIG, "coordinator: pools: more than %d",
+                          COORD_MAX_POOLS);
+    for (uint32_t i = 0; i < k->pools_n; i++) {
+        const char *text = pool_nonsense(&k->pools[i]);
+        if (text)
+            return errmsg_set(err, STATUS_BAD_CONFIG, "coordinator: pools[%u]: %s", i, text);
+        for (uint32_t j = 0; j < i; j++)
+            if (!strcmp(k->pools[i].name, k->pools[j].name))
+                return errmsg_set(err, STATUS_BAD_CONFIG, "coordinator: pools[%u]: name: is taken",
+                                  i);
+        replicas += k->pools[i].replicas;
+    }
+    if (replicas > COORD_MAX_REPLICAS)
+        return errmsg_set(err, STATUS_BAD_CONFIG, "coordinator: pools: more than %d replicas",
+                          COORD_MAX_REPLICAS);
+    return STATUS_OK;
+}
+
+// What points into the caller's configuration is gone from ours when they are made.
+static bool make_pools(struct coord *c, const struct coord_config *cfg)
+{
+    struct coord_pool only = only_pool(cfg);
+    bool probes = false;
+    if (!cfg->pools_n)
+        pool_add(c, &only);
+    for (uint32_t i = 0; i < cfg->pools_n; i++)
+        pool_add(c, &cfg->pools[i]);
+    for (uint32_t i = 0; i < c->pools_n; i++)
+        probes |= c->pools[i]->set.probe_prompt_n > 0;
+    c->cfg.pools = NULL;
+    c->cfg.model = c->cfg.model_dir = NULL;
+    c->cfg.probe_prompt = c->cfg.probe_expect = NULL;
+    return probes;
 }
 
 static void take_breakers(struct coord *c, const struct coord_config *cfg)
@@ -173,26 +223,18 @@ static void take_breakers(struct coord *c, const struct coord_config *cfg)
 
 struct coord *coord_create(const struct coord_config *cfg, struct errmsg *err)
 {
-    if (config_check(cfg, err) != STATUS_OK)
+    if (config_check(cfg, err) != STATUS_OK || pools_check(cfg, err) != STATUS_OK)
         return NULL;
     struct coord *c = mem_zalloc(1, sizeof *c);
     c->cfg = *cfg;
-    c->model_dir = mem_strdup(cfg->model_dir);
-    c->cfg.model_dir = c->model_dir;
-    c->ranks_n = cfg->stages * cfg->tensor;
     c->epoch = cfg->first_epoch;
     c->timer_set_us = UINT64_MAX;
-    c->max_context = cfg->max_context;
-    c->place = true;
-    eta_init(&c->eta);
     tenants_init(&c->tenants, cfg->tenants, cfg->tenants_n, &cfg->other_tenants,
                  cfg->tenants_limit);
     c->cfg.tenants = NULL;
-    take_probe(c, cfg);
     take_breakers(c, cfg);
-    if (cfg->slow_ms && prober_on(c)) // it is a probe that clears or convicts a straggler
+    if (make_pools(c, cfg) && cfg->slow_ms) // it is a probe that clears or convicts a straggler
         core_arm(c, &c->pace_timer, TIMER_PACE, 0);
-    replicas_init(c);
     return c;
 }
 
@@ -203,15 +245,13 @@ void coord_destroy(struct coord *c)
     requests_free(c);
     tenants_finish(&c->tenants);
     replicas_free(c);
+    pools_free(c);
     members_free(c);
     waiters_free(&c->closes);
-    ring_finish(&c->ring);
     timers_finish(&c->timers);
     arena_finish(&c->arena);
     free(c->actions);
-    free(c->probe_prompt);
     free(c->breakers);
-    free(c->model_dir);
     free(c);
 }
 

@@ -73,12 +73,37 @@ struct coord_breaker {
     uint32_t value;
 };
 
+enum { COORD_MAX_REPLICAS = 4096, COORD_MAX_POOLS = 16 };
+
+// Replicas that serve the same purpose. Which pool a new request goes to: those of its model whose
+// context has room for it; of them the ones whose prompt_max is the smallest that takes its prompt;
+// of them one by weight, the same for all requests of a session. Everything is copied.
+struct coord_pool {
+    const char *name;      // unique, as a tenant's name
+    const char *model;     // what clients call it; several pools may have one
+    const char *version;   // a label; NULL = ""
+    const char *model_dir; // as the nodes see it
+    uint32_t replicas;     // wanted number, 0..COORD_MAX_REPLICAS in all pools
+    uint32_t stages, tensor;
+    uint32_t prefill_replicas, decode_replicas; // as in coord_config
+    uint32_t weight;             // share among the pools of its model; 0 = takes no new requests
+    uint32_t prompt_max;         // tokens of the longest prompt that it takes; 0 = any
+    uint32_t max_context;        // used until a lead told its own; 0 = not known yet
+    const int32_t *probe_prompt; // as in coord_config; probe_prompt_n 0 = no probes of this pool
+    uint32_t probe_prompt_n;
+    const int32_t *probe_expect;
+};
+
 struct coord_config {
-    const char *model_dir;           // as the nodes see it; copied
-    uint32_t replicas;               // wanted number of replicas, 1..COORD_MAX_REPLICAS
-    uint32_t stages, tensor;         // shape of each
-    uint32_t prefill_replicas;       // of the first ones this is the role, ...
-    uint32_t decode_replicas;        // ... of the next this; ANY of the rest
+    // Without pools one pool "main" is made of these four, of probe_* and max_context.
+    const char *model_dir;          // as the nodes see it; copied
+    uint32_t replicas;              // wanted number of replicas, 1..COORD_MAX_REPLICAS
+    uint32_t stages, tensor;        // shape of each
+    uint32_t prefill_replicas;      // of the first ones this is the role, ...
+    uint32_t decode_replicas;       // ... of the next this; ANY of the rest
+    const char *model;              // name of it; NULL = "model"; copied
+    const struct coord_pool *pools; // pools_n of them; the first serves who names no model
+    uint32_t pools_n;
     enum transport_choice transport; // among the ranks
     uint64_t first_epoch; // epochs grow from here; a restarted coordinator must pass more
                           // than was ever used (the wall clock in ms does)
@@ -139,8 +164,6 @@ struct coord_config {
 // Fills in the defaults; model_dir, replicas, stages, tensor are left for the caller (1 x 1 x 1).
 void coord_config_default(struct coord_config *cfg);
 
-enum { COORD_MAX_REPLICAS = 4096 };
-
 // ---- events -------------------------------------------------------------------------------------
 
 enum coord_event_kind {
@@ -166,6 +189,8 @@ struct coord_submit {
     uint32_t stop_ids_n;
     struct sampling sampling;
     const char *tenant;   // NULL or "" = of nobody
+    const char *model;    // as clients call it; NULL or "" = of the first pool
+    const char *pool;     // RESTORE: where it ran; NULL or "" = by the model
     uint8_t band;         // 0..9, 9 = highest
     uint64_t session;     // follow-ups of one session go to the same replica; 0 = by prompt prefix
     uint64_t deadline_us; // of its first token; 0 = by its band
@@ -184,8 +209,8 @@ struct coord_restore {
     const char *text;
 };
 
-// What a replica is for. Long prompts are computed by a PREFILL replica, and their KV is moved to the
-// one that decodes.
+// What a replica is for. Long prompts are computed by a PREFILL replica, and their KV is moved to
+// the one that decodes.
 enum coord_role {
     COORD_ROLE_ANY,     // both, and prompts of its own when no PREFILL replica has a place
     COORD_ROLE_PREFILL, // takes ordinary requests only while no other is ready
@@ -373,6 +398,7 @@ struct coord_node_view {
 
 struct coord_replica_view {
     uint64_t id, epoch;
+    const char *pool, *model, *version;
     enum coord_replica_state state;
     enum coord_role role;
     bool serves; // takes ordinary requests
@@ -398,6 +424,7 @@ struct coord_request_view {
     enum coord_request_state state;
     uint8_t band, lane_band; // as named; as it counts now, after ageing
     const char *tenant;      // "" once finished
+    const char *pool, *model;
     uint32_t preemptions;
     uint64_t replica;                                              // 0 = none
     uint64_t submitted_us, first_token_us, last_token_us, done_us; // 0 = not yet
@@ -424,8 +451,8 @@ struct coord_stats {
     uint32_t credits, credits_free; // of ready replicas
     uint32_t queued, queued_moved, running, retained;
     uint64_t queued_tokens, retained_tokens;
-    uint32_t max_context; // 0 = not known yet
-    uint32_t eta_ms;      // of a request that came now
+    uint32_t max_context; // the largest; 0 = not known yet
+    uint32_t eta_ms;      // of a request that came now, to the first pool
     bool closing;
     uint64_t submitted, refused[COORD_REFUSE_BAD_REQUEST + 1];
     uint64_t displaced; // of refused: had to make room for a higher band
@@ -439,13 +466,21 @@ struct coord_stats {
     uint64_t protocol_errors;
 };
 
+struct coord_pool_view {
+    const char *name, *model, *version, *model_dir;
+    uint32_t replicas, replicas_ready, stages, tensor, weight, prompt_max;
+    uint32_t credits, credits_free, queued, max_context;
+    uint32_t eta_ms; // of a request that came now
+    uint64_t admitted;
+};
+
 struct coord_tenant_view {
     const char *name;
     bool named; // by the configuration
     uint32_t weight, tokens_per_s;
     uint32_t live, waiting; // requests not finished; of them waiting
-    double quota_left; // tokens; below 0 = debt; 0 without a quota
-    double served; // tokens / weight, lifted when it comes back: the least is served next
+    double quota_left;      // tokens; below 0 = debt; 0 without a quota
+    double served;          // tokens / weight, lifted when it comes back: the least is served next
     uint64_t submitted, refused_quota, tokens;
 };
 
@@ -462,6 +497,8 @@ void coord_each_breaker(const struct coord *c,
                         bool (*fn)(void *arg, const struct coord_breaker_view *), void *arg);
 void coord_each_tenant(const struct coord *c,
                        bool (*fn)(void *arg, const struct coord_tenant_view *), void *arg);
+void coord_each_pool(const struct coord *c, bool (*fn)(void *arg, const struct coord_pool_view *),
+                     void *arg);
 // Calls fn for each, in the order of arrival (replicas: by id), until it returns false.
 void coord_each_node(const struct coord *c, bool (*fn)(void *arg, const struct coord_node_view *),
                      void *arg);

@@ -85,6 +85,8 @@ static void submit_record(struct copy_record *r, const struct coord_request_view
     *r = (struct copy_record){.what = COPY_SUBMIT,
                               .request = v->id,
                               .tenant = v->tenant,
+                              .model = v->model,
+                              .pool = v->pool,
                               .session = v->session,
                               .fingerprint = v->fingerprint,
                               .journal = {.request = v->id,

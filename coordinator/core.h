@@ -3,6 +3,7 @@
 //   coord.c      the switch over events, timers, configuration
 //   members.c    connections and nodes: hello, silence, loss, drain and eject marks
 //   messages.c   what nodes say, and whether it still counts
+//   pools.c      pools of replicas, and which one a request is for
 //   forming.c    from free nodes to a ready replica
 //   roles.c      which replicas take requests
 //   replicas.c   the fence between two epochs; health
@@ -140,11 +141,12 @@ struct prober {
 
 struct replica {
     uint64_t id, epoch; // epoch 0 = vacant
+    struct pool *pool;  // never changes
     enum coord_replica_state state;
     enum coord_role role;
     bool serves; // READY, and takes requests: on the ring (roles.c)
     uint64_t since_us;
-    struct member **ranks;   // owned array of stages * tensor; NULLs while vacant
+    struct member **ranks;   // owned array of pool->ranks_n; NULLs while vacant
     struct rank_link *links; // owned array, per rank
     uint32_t prepared_n, formed_n;
     uint64_t fingerprint;
@@ -169,10 +171,33 @@ struct replica {
     uint64_t fault_us;
 };
 
+// Replicas that serve the same purpose, with the requests that wait for one of them. What runs in a
+// pool stays in it: all its replicas hold one model, others may hold another.
+struct pool {
+    uint32_t index;                            // in coord.pools
+    struct coord_pool set;                     // its strings and tokens are owned
+    uint32_t ranks_n;                          // of each replica: stages * tensor
+    uint32_t replicas_n, formed_n, draining_n; // all; not VACANT; DRAINING
+    uint32_t ready_n;                          // READY
+    uint32_t warm_n;                           // of them those that serve: members of the ring
+    uint32_t prefill_n;                        // replicas of that role
+    struct ring ring;
+    uint32_t credits, load; // of replicas that serve: allowed and placed
+    uint32_t credits_known; // when there were last any
+    struct queue queues[QUEUE_PLAIN];
+    struct fair fair;
+    uint32_t moving_n;            // MOVING
+    uint32_t soft_n[QUEUE_BANDS]; // of replicas that serve
+    struct eta eta;
+    uint32_t max_context;      // 0 = not known
+    struct probe_answer known; // n 0 = not yet
+    uint64_t known_fingerprint;
+    bool known_configured;
+    uint64_t admitted; // requests
+};
+
 struct coord {
     struct coord_config cfg;
-    char *model_dir; // owned; cfg.model_dir points here
-    uint32_t ranks_n;
     uint64_t now_us;
     uint64_t epoch; // highest ever used
 
@@ -184,38 +209,25 @@ struct coord {
     struct timer notice_timer, pace_timer, breaker_timer;
     struct breaker *breakers; // owned
     uint32_t breakers_n;
-    int32_t *probe_prompt; // owned
     uint64_t probes_n;
-    struct probe_answer known; // n 0 = not yet
-    uint64_t known_fingerprint;
-    bool known_configured;
 
     struct idmap conns;
-    struct member *members_by_name; // LOST ones too
-    struct member *members;         // in order of arrival
-    uint32_t members_n, free_n;     // free_n: FREE
-    struct replica *replicas;       // owned array of cfg.replicas
-    bool place;                     // something changed that placement looks at
-    uint32_t draining_n;            // replicas
-    uint32_t ready_n;               // READY replicas
-    uint32_t warm_n;                // of them those that serve: members of the ring
-    uint32_t prefill_n;             // replicas of that role
-    struct ring ring;
-    uint32_t credits, load; // of replicas that serve: allowed and placed
-    uint32_t credits_known; // when there were last any
+    struct member *members_by_name;      // LOST ones too
+    struct member *members;              // in order of arrival
+    uint32_t members_n, free_n;          // free_n: FREE
+    struct pool *pools[COORD_MAX_POOLS]; // owned; the first is the default
+    uint32_t pools_n;
+    struct replica **replicas; // owned, by id - 1; of all pools
+    uint32_t replicas_n, replicas_cap;
+    bool place;          // something changed that placement looks at
+    uint32_t draining_n; // replicas
 
     struct idmap requests;            // all that are known
     struct request *requests_by_time; // the same, in the order of their arrival
-    struct queue queues[QUEUE_PLAIN];
-    struct fair fair;
     struct tenants tenants;
     struct request_list retained;
     uint64_t retained_tokens;
-    uint32_t live_n;              // QUEUED, RUNNING, MOVING
-    uint32_t moving_n;            // MOVING
-    uint32_t soft_n[QUEUE_BANDS]; // of replicas that serve
-    struct eta eta;
-    uint32_t max_context; // 0 = not known
+    uint32_t live_n; // QUEUED, RUNNING, MOVING
     bool closing;
     struct waiter *closes;
     struct coord_stats stats; // the counters of it
@@ -254,6 +266,22 @@ void protocol_error(struct coord *c, struct member *m, uint64_t conn, const char
 void members_msg(struct coord *c, uint64_t conn, const struct msg *m);
 bool member_usable(const struct coord *c, const struct member *m); // for a new replica
 
+// ---- pools.c ----
+// What is wrong with it, for the step's caller; NULL = nothing.
+const char *pool_nonsense(const struct coord_pool *set);
+// Adds it and `set->replicas` vacant replicas, also while the cluster runs. Copies `set`. NULL:
+// there are COORD_MAX_POOLS, or COORD_MAX_REPLICAS, already.
+struct pool *pool_add(struct coord *c, const struct coord_pool *set);
+void pools_free(struct coord *c);
+struct pool *pool_find(const struct coord *c, const char *name); // NULL = none
+// The pool for a new request (or a restored one that has no tokens yet). NULL: no pool has the
+// model; *why_out is a text then.
+struct pool *pool_choose(struct coord *c, const struct coord_submit *s, const char **why_out);
+static inline uint32_t pool_waiting(const struct pool *p)
+{
+    return p->queues[QUEUE_SUSPECT].n + p->queues[QUEUE_MOVED].n + p->fair.n;
+}
+
 // ---- replicas.c ----
 enum fence_kind {
     FENCE_LOST,  // a rank is gone, or hangs
@@ -267,11 +295,11 @@ struct fence {
     struct member *suspect; // NULL = unknown
     const char *why;        // "node 2 heartbeat lost"
 };
-void replicas_init(struct coord *c);
+struct replica *replica_add(struct coord *c, struct pool *p);
 void replicas_free(struct coord *c);
 struct replica *replicas_find(const struct coord *c, uint64_t id); // NULL = none
 void replica_move(struct coord *c, struct replica *r, enum coord_replica_state to);
-void links_clear(struct coord *c, struct replica *r);
+void links_clear(struct replica *r);
 void replica_fence(struct coord *c, struct replica *r, const struct fence *f);
 void replica_drain(struct coord *c, struct replica *r);
 void replica_undrain(struct coord *c, struct replica *r);
@@ -285,14 +313,14 @@ static inline uint32_t replica_load(const struct replica *r)
 }
 
 // ---- roles.c ----
-void roles_init(struct coord *c);
+void role_init(struct replica *r, uint32_t index);     // in its pool
 void roles_settle(struct coord *c, struct replica *r); // it became READY, or ceased to be
-void replica_serve(struct coord *c, struct replica *r, bool on);
+void replica_serve(struct replica *r, bool on);
 bool replica_hands_over(const struct replica *r);
 void replica_set_role(struct coord *c, struct replica *r, enum coord_role role);
 
 // ---- prober.c ----
-bool prober_on(const struct coord *c);
+bool prober_on(const struct replica *r);
 void prober_prove(struct coord *c, struct replica *r); // all ranks are formed
 void prober_watch(struct coord *c, struct replica *r); // it is READY
 void prober_ask(struct coord *c, struct replica *r);   // there is a suspicion
@@ -307,7 +335,7 @@ void quarantine_member(struct coord *c, struct member *m, const char *why);
 void quarantine_timer(struct coord *c, struct member *m);
 void quarantine_note_fault(struct coord *c, struct member *m, const char *why);
 void quarantine_acquit(struct coord *c, struct replica *r);
-bool quarantine_slow_doubt(const struct coord *c, const struct replica *r);
+bool quarantine_slow_doubt(const struct replica *r);
 void quarantine_pace(struct coord *c, struct replica *r, const struct msg_tokens *t);
 void quarantine_pace_timer(struct coord *c);
 void quarantine_trial(struct coord *c, struct replica *r); // it is about to serve
@@ -356,8 +384,8 @@ void dispatch_to(struct coord *c, struct request *q, struct replica *r); // may 
 // ---- preempt.c ----
 void preempt_note(struct coord *c, struct request *q, bool runs); // enters or leaves `running`
 void preempt_first_token(struct coord *c, struct request *q);     // sets first_token_us
-void preempt_pump(struct coord *c);
-uint32_t preempt_soft(const struct coord *c, uint8_t band); // places that a request may take
+void preempt_pump(struct coord *c, struct pool *p);
+uint32_t preempt_soft(const struct pool *p, uint8_t band); // places that a request may take
 
 // ---- breakers.c ----
 void breakers_timer(struct coord *c);
@@ -369,8 +397,8 @@ uint32_t breakers_cap(const struct coord *c, uint32_t max_tokens);
 void notices_arm(struct coord *c);
 void notices_all(struct coord *c);
 void notices_one(struct coord *c, uint64_t id); // a request just submitted, when it waits
-// Estimated wait of the request at a position (1 = next) of those that wait.
-uint64_t notices_wait_us(const struct coord *c, uint8_t band, uint32_t position);
+// Estimated wait of the request at a position (1 = next) of those that wait in the pool.
+uint64_t notices_wait_us(const struct pool *p, uint8_t band, uint32_t position);
 
 // ---- admin.c ----
 void admin_do(struct coord *c, const struct coord_admin *a);

@@ -18,9 +18,9 @@ void request_enqueue(struct coord *c, struct request *q)
     q->waits_us = c->now_us;
     if (q->class == QUEUE_FAIR) {
         q->order_us = q->preempted ? 0 : fair_order_us(q->deadline_us, c->now_us);
-        fair_push(&c->fair, q);
+        fair_push(&q->pool->fair, q);
     } else {
-        queue_push(&c->queues[q->class], q);
+        queue_push(&q->pool->queues[q->class], q);
     }
     notices_arm(c);
 }
@@ -29,9 +29,9 @@ void request_dequeue(struct coord *c, struct request *q)
 {
     assert(q->state == COORD_REQ_QUEUED);
     if (q->class == QUEUE_FAIR)
-        fair_remove(&c->fair, q);
+        fair_remove(&q->pool->fair, q);
     else
-        queue_remove(&c->queues[q->class], q);
+        queue_remove(&q->pool->queues[q->class], q);
     core_disarm(c, &q->wait);
 }
 
@@ -44,7 +44,7 @@ static void request_place(struct coord *c, struct request *q, struct replica *r)
     request_list_append(&r->running, q);
     q->suspect = q->class == QUEUE_SUSPECT;
     r->suspects += q->suspect;
-    c->load += r->serves;
+    r->pool->load += r->serves;
     q->preempted = false;
     q->placed_us = c->now_us;
     if (q->class != QUEUE_FAIR)
@@ -63,10 +63,10 @@ void request_unplace(struct coord *c, struct request *q)
         request_list_remove(&r->leaving, q);
     }
     r->moving_n -= q->state == COORD_REQ_MOVING;
-    c->moving_n -= q->state == COORD_REQ_MOVING;
+    q->pool->moving_n -= q->state == COORD_REQ_MOVING;
     r->suspects -= q->suspect;
     r->preempting_n -= gave_way;
-    c->load -= r->serves && !gave_way;
+    r->pool->load -= r->serves && !gave_way;
     q->suspect = false;
     q->replica = NULL;
 }
@@ -80,7 +80,7 @@ void request_leave(struct coord *c, struct request *q, enum coord_request_state 
         request_list_append(&r->leaving, q);
         q->leaving_us = c->now_us;
         r->preempting_n += q->preempted;
-        c->load -= r->serves && q->preempted;
+        r->pool->load -= r->serves && q->preempted;
         if (!r->cancel_timer.slot)
             core_arm(c, &r->cancel_timer, TIMER_CANCEL,
                      c->now_us + 1000ull * c->cfg.cancel_timeout_ms);
@@ -89,7 +89,7 @@ void request_leave(struct coord *c, struct request *q, enum coord_request_state 
     }
     int moving = (to == COORD_REQ_MOVING) - (q->state == COORD_REQ_MOVING);
     r->moving_n += (uint32_t)moving;
-    c->moving_n += (uint32_t)moving;
+    q->pool->moving_n += (uint32_t)moving;
     request_move(q, to);
 }
 
@@ -123,12 +123,13 @@ static bool fits(void *arg, uint64_t id)
 // credit (replicas of different sizes), whoever has one. NULL: nobody.
 static struct replica *route(const struct coord *c, const struct request *q)
 {
-    if (c->load >= c->credits)
+    const struct pool *p = q->pool;
+    if (p->load >= p->credits)
         return NULL;
-    struct routing w = {c, q, ring_cap(c->load, c->warm_n)};
-    uint64_t id = ring_pick(&c->ring, q->key, fits_cap, &w);
+    struct routing w = {c, q, ring_cap(p->load, p->warm_n)};
+    uint64_t id = ring_pick(&p->ring, q->key, fits_cap, &w);
     if (!id)
-        id = ring_pick(&c->ring, q->key, fits, &w);
+        id = ring_pick(&p->ring, q->key, fits, &w);
     return id ? replicas_find(c, id) : NULL;
 }
 
@@ -190,40 +191,52 @@ void dispatch_to(struct coord *c, struct request *q, struct replica *r)
                            }});
 }
 
-void dispatch_pump(struct coord *c)
+static void pump_pool(struct coord *c, struct pool *p)
 {
     struct request *q;
     struct replica *r;
     for (int k = 0; k < QUEUE_PLAIN; k++)
-        while ((q = queue_head(&c->queues[k])) && (r = route(c, q)))
+        while ((q = queue_head(&p->queues[k])) && (r = route(c, q)))
             dispatch_to(c, q, r);
-    while ((q = fair_head(&c->fair)) && (r = route(c, q)))
+    while ((q = fair_head(&p->fair)) && (r = route(c, q)))
         dispatch_to(c, q, r);
-    preempt_pump(c);
+    preempt_pump(c, p);
+}
+
+void dispatch_pump(struct coord *c)
+{
+    for (uint32_t i = 0; i < c->pools_n; i++)
+        pump_pool(c, c->pools[i]);
 }
 
 // ---- hand-over ----
 
 // Free credits elsewhere that nobody else has a claim on yet.
-static uint32_t spare_credits(const struct coord *c)
+static uint32_t spare_credits(const struct pool *p)
 {
-    uint32_t free_n = c->credits - (c->load < c->credits ? c->load : c->credits);
-    uint32_t claimed = c->moving_n + c->queues[QUEUE_SUSPECT].n + c->queues[QUEUE_MOVED].n;
+    uint32_t free_n = p->credits - (p->load < p->credits ? p->load : p->credits);
+    uint32_t claimed = p->moving_n + p->queues[QUEUE_SUSPECT].n + p->queues[QUEUE_MOVED].n;
     return free_n > claimed ? free_n - claimed : 0;
 }
 
-void dispatch_hand_over(struct coord *c)
+static void hand_over_pool(struct coord *c, struct pool *p)
 {
-    if (!c->draining_n && !c->prefill_n)
+    if (!p->draining_n && !p->prefill_n)
         return;
-    uint32_t spare = spare_credits(c);
-    for (uint32_t i = 0; i < c->cfg.replicas; i++) {
-        struct replica *r = &c->replicas[i];
-        if (!replica_hands_over(r))
+    uint32_t spare = spare_credits(p);
+    for (uint32_t i = 0; i < c->replicas_n; i++) {
+        struct replica *r = c->replicas[i];
+        if (r->pool != p || !replica_hands_over(r))
             continue;
         for (; spare && r->running.head; spare--)
             request_leave(c, r->running.head, COORD_REQ_MOVING);
         if (r->state == COORD_REPLICA_DRAINING && !r->running.n && !r->leaving.n)
             replica_fence(c, r, &(struct fence){FENCE_EMPTY, NULL, "drained"});
     }
+}
+
+void dispatch_hand_over(struct coord *c)
+{
+    for (uint32_t i = 0; c->draining_n && i < c->pools_n; i++)
+        hand_over_pool(c, c->pools[i]);
 }

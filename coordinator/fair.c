@@ -50,7 +50,7 @@ static void lane_insert(struct lane *l, struct request *r)
 
 static void lane_enter(struct fair *f, struct request *r, uint8_t band)
 {
-    struct lane *l = &r->tenant->lanes[band];
+    struct lane *l = &tenant_share(r->tenant, f->pool)->lanes[band];
     if (!l->waiting.n)
         DL_APPEND(f->bands[band], l);
     lane_insert(l, r);
@@ -60,7 +60,7 @@ static void lane_enter(struct fair *f, struct request *r, uint8_t band)
 
 static void lane_leave(struct fair *f, struct request *r)
 {
-    struct lane *l = &r->tenant->lanes[r->lane_band];
+    struct lane *l = &tenant_share(r->tenant, f->pool)->lanes[r->lane_band];
     request_list_remove(&l->waiting, r);
     if (!l->waiting.n)
         DL_DELETE(f->bands[r->lane_band], l);
@@ -71,7 +71,8 @@ void fair_push(struct fair *f, struct request *r)
 {
     struct tenant *t = r->tenant;
     assert(r->band < QUEUE_BANDS && t);
-    if (t->waiting_n++ == 0) {
+    t->waiting_n++;
+    if (tenant_share(t, f->pool)->waiting_n++ == 0) {
         double least = floor_of(f);
         if (t->served < least)
             t->served = least;
@@ -87,7 +88,8 @@ void fair_push(struct fair *f, struct request *r)
 void fair_remove(struct fair *f, struct request *r)
 {
     lane_leave(f, r);
-    if (--r->tenant->waiting_n == 0)
+    r->tenant->waiting_n--;
+    if (--tenant_share(r->tenant, f->pool)->waiting_n == 0)
         f->weights -= r->tenant->set.weight;
     f->served = r->tenant->served;
     f->base_n[r->band]--;
@@ -161,8 +163,9 @@ uint32_t fair_ahead(const struct fair *f, const struct tenant *t, uint8_t band)
     for (int b = band + 1; b < QUEUE_BANDS; b++)
         above += f->band_n[b];
     // Its turn comes once in weights / weight turns, whoever has how many requests.
-    double weights = f->weights + (t->waiting_n ? 0 : t->set.weight);
-    double turns = (t->lanes[band].waiting.n + 1) * weights / t->set.weight;
+    const struct share *share = t->shares[f->pool];
+    double weights = f->weights + (share && share->waiting_n ? 0 : t->set.weight);
+    double turns = ((share ? share->lanes[band].waiting.n : 0) + 1) * weights / t->set.weight;
     return above + (turns < same ? (uint32_t)turns : same);
 }
 

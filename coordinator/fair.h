@@ -11,6 +11,7 @@
 #include "coordinator/tenants.h"
 
 struct fair {
+    uint32_t pool;                   // index of the pool that they wait for (tenants.h: shares)
     struct lane *bands[QUEUE_BANDS]; // lists of lanes that are not empty, by effective band
     uint32_t band_n[QUEUE_BANDS];    // requests, by effective band
     uint32_t base_n[QUEUE_BANDS];    // the same, by the band that the client named

@@ -14,7 +14,7 @@ static const uint64_t EPOCH_LEAP = 1ull << 32;
 static const uint64_t FAULT_MEMORY_US = 300000000;
 
 // Usable nodes as candidates; *nodes_out and the members at the same index are of the step's arena.
-static size_t candidates(struct coord *c, struct placement_node **nodes_out,
+static size_t candidates(struct coord *c, const struct pool *p, struct placement_node **nodes_out,
                          struct member ***members_out)
 {
     struct placement_node *nodes = arena_alloc(&c->arena, c->free_n, sizeof *nodes);
@@ -25,12 +25,13 @@ static size_t candidates(struct coord *c, struct placement_node **nodes_out,
     {
         if (!member_usable(c, m))
             continue;
+        const struct replica *held = m->holds ? replicas_find(c, m->held_replica) : NULL;
         nodes[n] = (struct placement_node){
             .host = m->host_hash,
-            .holds = m->holds,
+            .holds = held && held->pool == p,
             .held_replica = m->held_replica,
-            .stage = m->held_rank / c->cfg.tensor,
-            .tensor = m->held_rank % c->cfg.tensor,
+            .stage = m->held_rank / p->set.tensor,
+            .tensor = m->held_rank % p->set.tensor,
             .faults = (c->now_us - m->fault_us < FAULT_MEMORY_US ? m->faults : 0) + (m->doubt != 0),
         };
         members[n++] = m;
@@ -42,17 +43,17 @@ static size_t candidates(struct coord *c, struct placement_node **nodes_out,
 
 static void send_forms(struct coord *c, const struct replica *r)
 {
-    for (uint32_t i = 0; i < c->ranks_n; i++) {
+    for (uint32_t i = 0; i < r->pool->ranks_n; i++) {
         core_send(c, r->ranks[i]->conn,
                   (struct msg){.kind = MSG_FORM,
                                .form = {
                                    .replica = r->id,
                                    .epoch = r->epoch,
-                                   .model_dir = c->model_dir,
-                                   .stages = c->cfg.stages,
-                                   .tensor = c->cfg.tensor,
-                                   .my_stage = i / c->cfg.tensor,
-                                   .my_tensor = i % c->cfg.tensor,
+                                   .model_dir = r->pool->set.model_dir,
+                                   .stages = r->pool->set.stages,
+                                   .tensor = r->pool->set.tensor,
+                                   .my_stage = i / r->pool->set.tensor,
+                                   .my_tensor = i % r->pool->set.tensor,
                                    .transport = c->cfg.transport,
                                }});
     }
@@ -60,8 +61,8 @@ static void send_forms(struct coord *c, const struct replica *r)
 
 static void send_links(struct coord *c, const struct replica *r)
 {
-    struct link_member *all = arena_alloc(&c->arena, c->ranks_n, sizeof *all);
-    for (uint32_t i = 0; i < c->ranks_n; i++) {
+    struct link_member *all = arena_alloc(&c->arena, r->pool->ranks_n, sizeof *all);
+    for (uint32_t i = 0; i < r->pool->ranks_n; i++) {
         const struct rank_link *l = &r->links[i];
         all[i] = (struct link_member){
             .name = r->ranks[i]->name,
@@ -69,15 +70,15 @@ static void send_links(struct coord *c, const struct replica *r)
             .addresses = {.shm = l->shm, .tcp = l->tcp, .verbs = l->verbs},
         };
     }
-    for (uint32_t i = 0; i < c->ranks_n; i++)
+    for (uint32_t i = 0; i < r->pool->ranks_n; i++)
         core_send(c, r->ranks[i]->conn,
-                  (struct msg){.kind = MSG_LINK, .link = {r->id, r->epoch, all, c->ranks_n}});
+                  (struct msg){.kind = MSG_LINK, .link = {r->id, r->epoch, all, r->pool->ranks_n}});
 }
 
 const char *replica_names(struct coord *c, const struct replica *r)
 {
     const char *names = "";
-    for (uint32_t i = 0; i < c->ranks_n; i++)
+    for (uint32_t i = 0; i < r->pool->ranks_n; i++)
         if (r->ranks[i])
             names = arena_printf(&c->arena, "%s%s%s", names, *names ? ", " : "", r->ranks[i]->name);
     return names;
@@ -94,16 +95,16 @@ static bool replica_form(struct coord *c, struct replica *r)
 {
     struct placement_node *nodes;
     struct member **members;
-    size_t n = candidates(c, &nodes, &members);
-    uint32_t *chosen = arena_alloc(&c->arena, c->ranks_n, sizeof *chosen);
-    struct placement_want want = {r->id, c->cfg.stages, c->cfg.tensor};
+    size_t n = candidates(c, r->pool, &nodes, &members);
+    uint32_t *chosen = arena_alloc(&c->arena, r->pool->ranks_n, sizeof *chosen);
+    struct placement_want want = {r->id, r->pool->set.stages, r->pool->set.tensor};
     if (!placement_assign(&want, nodes, n, chosen))
         return false;
     r->epoch = ++c->epoch;
     r->forms++;
     c->stats.forms++;
     replica_move(c, r, COORD_REPLICA_FORMING);
-    for (uint32_t i = 0; i < c->ranks_n; i++) {
+    for (uint32_t i = 0; i < r->pool->ranks_n; i++) {
         struct member *m = members[chosen[i]];
         r->ranks[i] = m;
         m->replica = r;
@@ -117,16 +118,31 @@ static bool replica_form(struct coord *c, struct replica *r)
     return true;
 }
 
+// Pools are filled evenly: next is the one that has the smallest part of what it wants. Replicas
+// whose pause is not over, or that could not be formed just now, wait.
+static struct replica *next_to_form(const struct coord *c)
+{
+    struct replica *best = NULL;
+    for (uint32_t i = 0; i < c->replicas_n; i++) {
+        struct replica *r = c->replicas[i];
+        const struct pool *p = r->pool, *b = best ? best->pool : NULL;
+        if (r->state != COORD_REPLICA_VACANT || r->timer.slot || c->free_n < p->ranks_n)
+            continue;
+        if (!b || (p != b &&
+                   (uint64_t)p->formed_n * b->replicas_n < (uint64_t)b->formed_n * p->replicas_n))
+            best = r;
+    }
+    return best;
+}
+
 void replicas_place(struct coord *c)
 {
     if (!c->place)
         return;
     c->place = false;
-    for (uint32_t i = 0; i < c->cfg.replicas && c->free_n >= c->ranks_n; i++) {
-        struct replica *r = &c->replicas[i];
-        if (r->state == COORD_REPLICA_VACANT && !r->timer.slot && !replica_form(c, r))
-            break;
-    }
+    struct replica *r;
+    while ((r = next_to_form(c)) && replica_form(c, r))
+        ;
 }
 
 void replica_ready(struct coord *c, struct replica *r)
@@ -134,8 +150,8 @@ void replica_ready(struct coord *c, struct replica *r)
     core_disarm(c, &r->timer);
     quarantine_trial(c, r);
     replica_move(c, r, COORD_REPLICA_READY);
-    c->max_context = r->max_context;
-    for (uint32_t i = 0; i < c->ranks_n; i++)
+    r->pool->max_context = r->max_context;
+    for (uint32_t i = 0; i < r->pool->ranks_n; i++)
         member_watch(c, r->ranks[i]);
     core_trace(c, LOG_INFO, "replica %" PRIu64 " is ready", r->id);
     prober_watch(c, r);
@@ -152,14 +168,14 @@ form_failed(struct coord *c, struct replica *r, struct member *suspect, const ch
     replica_fence(c, r, &(struct fence){FENCE_FORM, suspect, text});
 }
 
-// A replica that serves another model than r: requests may be moved between replicas, so all that
-// serve must agree. NULL: none.
+// A replica that serves another model than r: requests may be moved between the replicas of a pool,
+// so all of it that serve must agree. NULL: none.
 static const struct replica *serves_another(const struct coord *c, const struct replica *r)
 {
-    for (uint32_t i = 0; i < c->cfg.replicas; i++) {
-        const struct replica *o = &c->replicas[i];
+    for (uint32_t i = 0; i < c->replicas_n; i++) {
+        const struct replica *o = c->replicas[i];
         bool serves = o->state == COORD_REPLICA_READY || o->state == COORD_REPLICA_DRAINING;
-        if (serves && o->fingerprint != r->fingerprint)
+        if (o->pool == r->pool && serves && o->fingerprint != r->fingerprint)
             return o;
     }
     return NULL;
@@ -198,7 +214,7 @@ void replica_prepared(struct coord *c, struct member *m, const struct msg_prepar
     l->shm = mem_strdup(p->addresses.shm ? p->addresses.shm : "");
     l->tcp = mem_strdup(p->addresses.tcp ? p->addresses.tcp : "");
     l->verbs = mem_strdup(p->addresses.verbs ? p->addresses.verbs : "");
-    if (++r->prepared_n == c->ranks_n)
+    if (++r->prepared_n == r->pool->ranks_n)
         send_links(c, r);
 }
 
@@ -207,7 +223,7 @@ void replica_formed(struct coord *c, struct member *m, const struct msg_formed *
     struct replica *r = m->replica;
     struct rank_link *l = &r->links[m->rank];
     if (r->state != COORD_REPLICA_FORMING || l->phase == RANK_FORMED ||
-        (f->status == STATUS_OK && r->prepared_n < c->ranks_n)) {
+        (f->status == STATUS_OK && r->prepared_n < r->pool->ranks_n)) {
         c->stats.protocol_errors++;
         return;
     }
@@ -243,17 +259,24 @@ void replica_formed(struct coord *c, struct member *m, const struct msg_formed *
         r->transport = f->transport;
     }
     l->phase = RANK_FORMED;
-    if (++r->formed_n == c->ranks_n)
+    if (++r->formed_n == r->pool->ranks_n)
         replica_complete(c, r);
+}
+
+static bool holds_rank(const struct coord *c, const struct member *m, const struct replica *r,
+                       uint32_t rank)
+{
+    const struct replica *held = m->holds ? replicas_find(c, m->held_replica) : NULL;
+    return held && held->pool == r->pool && m->held_rank == rank;
 }
 
 // The first rank that should be ready by now: after the reload time those that hold their weights,
 // after the warm-up time all. NULL: none is late.
 static struct member *late_rank(const struct coord *c, const struct replica *r, bool all)
 {
-    for (uint32_t i = 0; i < c->ranks_n; i++) {
+    for (uint32_t i = 0; i < r->pool->ranks_n; i++) {
         const struct rank_link *l = &r->links[i];
-        bool held = r->ranks[i]->holds && r->ranks[i]->held_rank == i;
+        bool held = holds_rank(c, r->ranks[i], r, i);
         if (all ? l->phase != RANK_FORMED : held && l->phase == RANK_LOADING)
             return r->ranks[i];
     }

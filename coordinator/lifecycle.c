@@ -79,19 +79,21 @@ static const char *nonsense(const struct coord *c, const struct coord_submit *s)
 }
 
 // Retrying helps once a part of the queue is gone; never less than a second.
-static uint32_t retry_after_ms(const struct coord *c)
+static uint32_t retry_after_ms(const struct pool *p)
 {
-    uint64_t eta = notices_wait_us(c, 0, c->fair.n / 2 + 1) / 1000;
+    uint64_t eta = notices_wait_us(p, 0, p->fair.n / 2 + 1) / 1000;
     return eta < 1000 ? 1000 : eta > 60000 ? 60000 : (uint32_t)eta;
 }
 
 // What is wrong with the request itself.
-static struct refusal judge_shape(struct coord *c, const struct coord_submit *s)
+static struct refusal judge_shape(struct coord *c, const struct coord_submit *s, struct pool **out)
 {
     const char *text = nonsense(c, s);
+    if (!text)
+        *out = pool_choose(c, s, &text);
     if (text)
         return (struct refusal){COORD_REFUSE_BAD_REQUEST, 0, text};
-    uint32_t context = c->max_context ? c->max_context : LIMIT_CONTEXT;
+    uint32_t context = (*out)->max_context ? (*out)->max_context : LIMIT_CONTEXT;
     if (s->prompt_n >= context)
         return (struct refusal){COORD_REFUSE_PROMPT_TOO_LONG, 0,
                                 arena_printf(&c->arena, "the prompt has %u tokens, the context %u",
@@ -117,9 +119,9 @@ static struct refusal judge_quota(struct coord *c, struct tenant *t)
                                          t->set.tokens_per_s, t->name)};
 }
 
-static bool queue_is_full(const struct coord *c, const struct coord_submit *s)
+static bool queue_is_full(const struct coord *c, const struct pool *p, const struct coord_submit *s)
 {
-    const struct fair *f = &c->fair;
+    const struct fair *f = &p->fair;
     return f->fresh_n >= c->cfg.queue_limit ||
            f->fresh_tokens + s->prompt_n > c->cfg.queue_tokens_limit;
 }
@@ -127,40 +129,41 @@ static bool queue_is_full(const struct coord *c, const struct coord_submit *s)
 static void refuse_waiting(struct coord *c, struct request *q, const struct refusal *f);
 
 // Whether there is room for it; a higher band takes the place of a lower one.
-static struct refusal judge_room(struct coord *c, const struct coord_submit *s, uint8_t band)
+static struct refusal judge_room(struct coord *c, struct pool *p, const struct coord_submit *s,
+                                 uint8_t band)
 {
     struct request *last;
-    while (queue_is_full(c, s) && (last = fair_last(&c->fair, band))) {
+    while (queue_is_full(c, p, s) && (last = fair_last(&p->fair, band))) {
         c->stats.displaced++;
         refuse_waiting(c, last,
-                       &(struct refusal){COORD_REFUSE_QUEUE_FULL, retry_after_ms(c),
+                       &(struct refusal){COORD_REFUSE_QUEUE_FULL, retry_after_ms(p),
                                          "the queue is full, and more urgent requests came"});
     }
-    if (!queue_is_full(c, s))
+    if (!queue_is_full(c, p, s))
         return (struct refusal){0};
-    return (struct refusal){COORD_REFUSE_QUEUE_FULL, retry_after_ms(c),
-                            arena_printf(&c->arena, "%u requests are waiting", c->fair.fresh_n)};
+    return (struct refusal){COORD_REFUSE_QUEUE_FULL, retry_after_ms(p),
+                            arena_printf(&c->arena, "%u requests are waiting", p->fair.fresh_n)};
 }
 
 // Whether its first token can come in time: the wait for a place, then its prefill.
-static struct refusal judge_deadline(struct coord *c, const struct tenant *t, uint8_t band,
-                                     uint64_t deadline_us, bool waits)
+static struct refusal judge_deadline(struct coord *c, const struct pool *p, const struct tenant *t,
+                                     uint8_t band, uint64_t deadline_us, bool waits)
 {
     uint32_t ahead =
-        c->queues[QUEUE_SUSPECT].n + c->queues[QUEUE_MOVED].n + fair_ahead(&c->fair, t, band);
+        p->queues[QUEUE_SUSPECT].n + p->queues[QUEUE_MOVED].n + fair_ahead(&p->fair, t, band);
     uint64_t wait_us = 0;
-    if (waits && c->credits && eta_trusted(&c->eta))
-        wait_us = notices_wait_us(c, band, ahead + 1) + eta_first_us(&c->eta);
+    if (waits && p->credits && eta_trusted(&p->eta))
+        wait_us = notices_wait_us(p, band, ahead + 1) + eta_first_us(&p->eta);
     if (!deadline_us || (deadline_us > c->now_us && deadline_us - c->now_us >= wait_us))
         return (struct refusal){0};
     return (struct refusal){
-        COORD_REFUSE_DEADLINE, retry_after_ms(c),
+        COORD_REFUSE_DEADLINE, retry_after_ms(p),
         arena_printf(&c->arena, "the first token would come in %" PRIu64 " ms, after the deadline",
                      wait_us / 1000)};
 }
 
-static struct refusal judge(struct coord *c, const struct coord_submit *s, struct tenant *t,
-                            uint8_t band, uint64_t deadline_us)
+static struct refusal judge(struct coord *c, struct pool *p, const struct coord_submit *s,
+                            struct tenant *t, uint8_t band, uint64_t deadline_us)
 {
     if (c->closing)
         return (struct refusal){COORD_REFUSE_DRAINING, 1000, "the coordinator is shutting down"};
@@ -169,11 +172,11 @@ static struct refusal judge(struct coord *c, const struct coord_submit *s, struc
     if (open)
         return (struct refusal){COORD_REFUSE_BREAKER, retry_ms, open};
     struct refusal f = judge_quota(c, t);
-    bool waits = c->fair.n || c->load >= c->credits;
+    bool waits = p->fair.n || p->load >= p->credits;
     if (!f.reason)
-        f = judge_deadline(c, t, band, deadline_us, waits);
+        f = judge_deadline(c, p, t, band, deadline_us, waits);
     if (!f.reason && waits)
-        f = judge_room(c, s, band);
+        f = judge_room(c, p, s, band);
     return f;
 }
 
@@ -189,16 +192,18 @@ static uint64_t submit_deadline_us(const struct coord *c, const struct coord_sub
 }
 
 // When it must be dispatched for its first token to come in time.
-static uint64_t start_by_us(const struct coord *c, uint64_t deadline_us)
+static uint64_t start_by_us(const struct coord *c, const struct pool *p, uint64_t deadline_us)
 {
-    uint64_t first_us = eta_first_us(&c->eta), left_us = deadline_us - c->now_us;
+    uint64_t first_us = eta_first_us(&p->eta), left_us = deadline_us - c->now_us;
     return deadline_us - (first_us < left_us / 2 ? first_us : left_us / 2);
 }
 
-static void admit(struct coord *c, const struct coord_submit *s, struct tenant *t, uint8_t band,
-                  uint64_t deadline_us)
+static void admit(struct coord *c, struct pool *p, const struct coord_submit *s, struct tenant *t,
+                  uint8_t band, uint64_t deadline_us)
 {
     struct request *q = request_create(s, c->now_us);
+    q->pool = p;
+    p->admitted++;
     requests_add(c, q);
     c->live_n++;
     q->band = q->lane_band = band;
@@ -209,14 +214,15 @@ static void admit(struct coord *c, const struct coord_submit *s, struct tenant *
     q->deadline_us = deadline_us;
     q->tight = s->deadline_us || c->cfg.band_deadline_ms[band];
     if (deadline_us)
-        core_arm(c, &q->wait, TIMER_WAIT, start_by_us(c, deadline_us));
+        core_arm(c, &q->wait, TIMER_WAIT, start_by_us(c, p, deadline_us));
     request_enqueue(c, q);
 }
 
 void requests_submit(struct coord *c, const struct coord_submit *s)
 {
     c->stats.submitted++;
-    struct refusal f = judge_shape(c, s);
+    struct pool *p = NULL;
+    struct refusal f = judge_shape(c, s, &p);
     if (f.reason) {
         refuse(c, s->request, &f);
         return;
@@ -225,11 +231,11 @@ void requests_submit(struct coord *c, const struct coord_submit *s)
     uint8_t band = s->band < t->set.max_band ? s->band : t->set.max_band;
     uint64_t deadline_us = submit_deadline_us(c, s, band);
     t->submitted++;
-    f = judge(c, s, t, band, deadline_us);
+    f = judge(c, p, s, t, band, deadline_us);
     if (f.reason)
         refuse(c, s->request, &f);
     else
-        admit(c, s, t, band, deadline_us);
+        admit(c, p, s, t, band, deadline_us);
 }
 
 // ---- the end ----
@@ -290,7 +296,7 @@ void request_end(struct coord *c, struct request *q, enum finish_reason finish, 
                "request %" PRIu64 " finished: %s at token %u%s%s", q->id,
                finish_reason_name(finish), q->emitted_n, *text ? ": " : "", text);
     if (q->started_us && (finish == FINISH_STOP || finish == FINISH_LENGTH))
-        eta_observe(&c->eta, c->now_us - q->started_us, q->emitted_n);
+        eta_observe(&q->pool->eta, c->now_us - q->started_us, q->emitted_n);
     q->finish = finish;
     q->status = s;
     q->text = *text ? mem_strdup(text) : NULL;
@@ -321,9 +327,9 @@ static void refuse_waiting(struct coord *c, struct request *q, const struct refu
 
 void requests_wait_timer(struct coord *c, struct request *q)
 {
-    struct refusal f = {COORD_REFUSE_DEADLINE, retry_after_ms(c),
+    struct refusal f = {COORD_REFUSE_DEADLINE, retry_after_ms(q->pool),
                         "the deadline passed while the request waited"};
-    if (!c->credits) {
+    if (!q->pool->credits) {
         f.reason = COORD_REFUSE_NO_CAPACITY;
         f.text = "no replica was ready before the deadline";
     }
@@ -343,11 +349,13 @@ static bool ends_with_stop(const struct request *q)
 void requests_restore(struct coord *c, const struct coord_restore *s)
 {
     const char *text = nonsense(c, &s->submit);
+    struct pool *p = text ? NULL : pool_choose(c, &s->submit, &text);
     if (text) {
         refuse(c, s->submit.request, &(struct refusal){COORD_REFUSE_BAD_REQUEST, 0, text});
         return;
     }
     struct request *q = request_create(&s->submit, c->now_us);
+    q->pool = p;
     requests_add(c, q);
     c->live_n++;
     q->lane_band = q->band;

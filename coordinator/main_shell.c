@@ -478,6 +478,7 @@ enum status shell_new_core(struct shell *s, uint64_t epoch, struct errmsg *err)
     coord_destroy(s->core);
     if (!core.max_context)
         core.max_context = s->text.context;
+    core.model = s->text.name;
     core.trace = log_level();
     struct token_vec probe = {0};
     enum status st = STATUS_OK;

@@ -53,9 +53,9 @@ static void on_fault(struct coord *c, struct member *m, const struct msg_fault *
 {
     struct replica *r = m->replica;
     struct member *suspect = NULL;
-    if (f->stage >= 0 && f->tensor >= 0 && (uint32_t)f->stage < c->cfg.stages &&
-        (uint32_t)f->tensor < c->cfg.tensor)
-        suspect = r->ranks[(uint32_t)f->stage * c->cfg.tensor + (uint32_t)f->tensor];
+    if (f->stage >= 0 && f->tensor >= 0 && (uint32_t)f->stage < r->pool->set.stages &&
+        (uint32_t)f->tensor < r->pool->set.tensor)
+        suspect = r->ranks[(uint32_t)f->stage * r->pool->set.tensor + (uint32_t)f->tensor];
     const char *text = arena_printf(&c->arena, "node %s reported %s: %.200s%s%s", m->name,
                                     status_name(f->status), f->text ? f->text : "",
                                     suspect ? "; suspect node " : "", suspect ? suspect->name : "");

@@ -2,28 +2,23 @@
 // changed. The same timer lets them age.
 #include "coordinator/core.h"
 
-static uint32_t waiting_n(const struct coord *c)
-{
-    return c->queues[QUEUE_SUSPECT].n + c->queues[QUEUE_MOVED].n + c->fair.n;
-}
-
 void notices_arm(struct coord *c)
 {
     if (!c->notice_timer.slot)
         core_arm(c, &c->notice_timer, TIMER_NOTICE, c->now_us + 1000ull * c->cfg.queued_notice_ms);
 }
 
-uint64_t notices_wait_us(const struct coord *c, uint8_t band, uint32_t position)
+uint64_t notices_wait_us(const struct pool *p, uint8_t band, uint32_t position)
 {
-    uint32_t soft = preempt_soft(c, band);
+    uint32_t soft = preempt_soft(p, band);
     if (position <= soft)
         return 0;
-    return eta_wait_us(&c->eta, position - soft, c->credits ? c->credits : c->credits_known);
+    return eta_wait_us(&p->eta, position - soft, p->credits ? p->credits : p->credits_known);
 }
 
 static void tell_place(struct coord *c, struct request *q, uint32_t position)
 {
-    uint64_t eta = notices_wait_us(c, q->band, position) / 1000;
+    uint64_t eta = notices_wait_us(q->pool, q->band, position) / 1000;
     uint32_t eta_ms = eta < UINT32_MAX ? (uint32_t)eta : UINT32_MAX;
     uint32_t apart = eta_ms > q->eta_ms ? eta_ms - q->eta_ms : q->eta_ms - eta_ms;
     if (position == q->position && apart < 1000)
@@ -42,20 +37,27 @@ void notices_one(struct coord *c, uint64_t id)
     struct request *q = requests_find(c, id);
     if (!q || q->state != COORD_REQ_QUEUED || q->position)
         return;
-    uint32_t ahead = fair_ahead(&c->fair, q->tenant, q->lane_band);
-    tell_place(c, q, c->queues[QUEUE_SUSPECT].n + c->queues[QUEUE_MOVED].n + (ahead ? ahead : 1));
+    const struct pool *p = q->pool;
+    uint32_t ahead = fair_ahead(&p->fair, q->tenant, q->lane_band);
+    tell_place(c, q, p->queues[QUEUE_SUSPECT].n + p->queues[QUEUE_MOVED].n + (ahead ? ahead : 1));
+}
+
+static void tell_pool(struct coord *c, struct pool *p)
+{
+    uint32_t position = 0;
+    fair_age(&p->fair, c->now_us, 1000ull * c->cfg.ageing_ms, c->cfg.ageing_band);
+    for (int k = 0; k < QUEUE_PLAIN; k++)
+        for (struct request *q = queue_head(&p->queues[k]); q; q = queue_next(&p->queues[k], q))
+            tell_place(c, q, ++position);
+    struct request **order = fair_order(&p->fair, &c->arena, p->eta.tokens);
+    for (uint32_t i = 0; i < p->fair.n; i++)
+        tell_place(c, order[i], ++position);
+    if (pool_waiting(p))
+        notices_arm(c);
 }
 
 void notices_all(struct coord *c)
 {
-    uint32_t position = 0;
-    fair_age(&c->fair, c->now_us, 1000ull * c->cfg.ageing_ms, c->cfg.ageing_band);
-    for (int k = 0; k < QUEUE_PLAIN; k++)
-        for (struct request *q = queue_head(&c->queues[k]); q; q = queue_next(&c->queues[k], q))
-            tell_place(c, q, ++position);
-    struct request **order = fair_order(&c->fair, &c->arena, c->eta.tokens);
-    for (uint32_t i = 0; i < c->fair.n; i++)
-        tell_place(c, order[i], ++position);
-    if (waiting_n(c))
-        notices_arm(c);
+    for (uint32_t i = 0; i < c->pools_n; i++)
+        tell_pool(c, c->pools[i]);
 }

@@ -32,22 +32,22 @@ void preempt_note(struct coord *c, struct request *q, bool runs)
     uint32_t d = runs ? 1 : -1u;
     q->replica->soft_n[q->lane_band] += d;
     if (q->replica->serves)
-        c->soft_n[q->lane_band] += d;
+        q->pool->soft_n[q->lane_band] += d;
 }
 
-uint32_t preempt_soft(const struct coord *c, uint8_t band)
+uint32_t preempt_soft(const struct pool *p, uint8_t band)
 {
     uint32_t n = 0;
     for (int b = 0; b < band; b++)
-        n += c->soft_n[b];
+        n += p->soft_n[b];
     return n;
 }
 
-// The lowest band that runs anywhere and may be preempted; QUEUE_BANDS: none.
-static int lowest_soft(const struct coord *c)
+// The lowest band that runs anywhere in the pool and may be preempted; QUEUE_BANDS: none.
+static int lowest_soft(const struct pool *p)
 {
     int b = 0;
-    while (b < QUEUE_BANDS && !c->soft_n[b])
+    while (b < QUEUE_BANDS && !p->soft_n[b])
         b++;
     return b;
 }
@@ -61,12 +61,12 @@ static struct request *victim_on(const struct coord *c, const struct replica *r,
 }
 
 // Of all replicas the one dispatched last.
-static struct request *victim(const struct coord *c, int band)
+static struct request *victim(const struct coord *c, const struct pool *p, int band)
 {
     struct request *last = NULL;
-    for (uint32_t i = 0; i < c->cfg.replicas; i++) {
-        const struct replica *r = &c->replicas[i];
-        if (!r->serves || !r->soft_n[band] || r->preempting_n >= r->max_seqs)
+    for (uint32_t i = 0; i < c->replicas_n; i++) {
+        const struct replica *r = c->replicas[i];
+        if (r->pool != p || !r->serves || !r->soft_n[band] || r->preempting_n >= r->max_seqs)
             continue;
         struct request *q = victim_on(c, r, band);
         if (q && (!last || q->placed_us > last->placed_us))
@@ -88,11 +88,11 @@ static void give_way(struct coord *c, struct request *q, const struct request *t
 
 // The place is given at once: CANCEL and DISPATCH travel together, and the lead changes the one for
 // the other at the boundary that the new one would have waited for anyhow.
-void preempt_pump(struct coord *c)
+void preempt_pump(struct coord *c, struct pool *p)
 {
     struct request *q, *v;
-    while ((q = fair_head(&c->fair)) && lowest_soft(c) < q->band &&
-           (v = victim(c, lowest_soft(c)))) {
+    while ((q = fair_head(&p->fair)) && lowest_soft(p) < q->band &&
+           (v = victim(c, p, lowest_soft(p)))) {
         struct replica *r = v->replica;
         give_way(c, v, q);
         dispatch_to(c, q, r);

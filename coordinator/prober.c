@@ -10,9 +10,9 @@
 #include "base/hash.h"
 #include "coordinator/core.h"
 
-bool prober_on(const struct coord *c)
+bool prober_on(const struct replica *r)
 {
-    return c->cfg.probe_prompt_n > 0;
+    return r->pool->set.probe_prompt_n > 0;
 }
 
 static void arm(struct coord *c, struct replica *r, uint32_t ms)
@@ -37,8 +37,8 @@ static void send_probe(struct coord *c, struct replica *r)
     p->got = (struct probe_answer){0};
     const struct journal j = {
         .request = p->request,
-        .prompt = c->probe_prompt,
-        .prompt_n = c->cfg.probe_prompt_n,
+        .prompt = r->pool->set.probe_prompt,
+        .prompt_n = r->pool->set.probe_prompt_n,
         .max_tokens = c->cfg.probe_tokens_n,
         .band = MSG_BAND_PROBE,
         .sampling = {.seed = 1, .top_p = 1, .repetition_penalty = 1, .logprobs = true},
@@ -58,19 +58,27 @@ void prober_reset(struct coord *c, struct replica *r)
 
 // ---- the known answer ----
 
-static bool same(const struct coord *c, const struct probe_answer *a, const struct probe_answer *b)
+// Of a configured answer no log-probabilities are known.
+static float tolerance(const struct coord *c, const struct pool *p)
+{
+    return p->known_configured ? 0 : c->cfg.probe_tolerance;
+}
+
+static bool same(const struct coord *c, const struct pool *p, const struct probe_answer *a,
+                 const struct probe_answer *b)
 {
     uint32_t at;
-    return probe_judge(a, b, c->cfg.probe_tolerance, &at) == PROBE_RIGHT;
+    return probe_judge(a, b, tolerance(c, p), &at) == PROBE_RIGHT;
 }
 
 // Replicas, serving or not, whose last answer for this model is like this one.
-static uint32_t votes(const struct coord *c, const struct probe_answer *a)
+static uint32_t votes(const struct coord *c, const struct pool *pool, const struct probe_answer *a)
 {
     uint32_t n = 0;
-    for (uint32_t i = 0; i < c->cfg.replicas; i++) {
-        const struct prober *p = &c->replicas[i].probe;
-        n += p->last.n && p->last_fingerprint == c->known_fingerprint && same(c, a, &p->last);
+    for (uint32_t i = 0; i < c->replicas_n; i++) {
+        const struct prober *p = &c->replicas[i]->probe;
+        n += c->replicas[i]->pool == pool && p->last.n &&
+             p->last_fingerprint == pool->known_fingerprint && same(c, pool, a, &p->last);
     }
     return n;
 }
@@ -78,31 +86,34 @@ static uint32_t votes(const struct coord *c, const struct probe_answer *a)
 // An answer of r came: it may become the known one, or outvote it.
 static void learn(struct coord *c, struct replica *r)
 {
+    struct pool *p = r->pool;
     r->probe.last = r->probe.got;
     r->probe.last_fingerprint = r->fingerprint;
-    if (c->known_configured)
+    if (p->known_configured)
         return;
-    if (!c->known.n || c->known_fingerprint != r->fingerprint) {
-        c->known = r->probe.got;
-        c->known_fingerprint = r->fingerprint;
+    if (!p->known.n || p->known_fingerprint != r->fingerprint) {
+        p->known = r->probe.got;
+        p->known_fingerprint = r->fingerprint;
         return;
     }
-    if (same(c, &c->known, &r->probe.got) || votes(c, &r->probe.got) <= votes(c, &c->known))
+    if (same(c, p, &p->known, &r->probe.got) ||
+        votes(c, p, &r->probe.got) <= votes(c, p, &p->known))
         return;
     core_trace(c, LOG_WARN, "more replicas agree on another answer to the golden probe: it counts");
-    c->known = r->probe.got;
-    for (uint32_t i = 0; i < c->cfg.replicas; i++) // those that gave the old one are asked at once
-        if (c->replicas[i].state == COORD_REPLICA_READY && &c->replicas[i] != r)
-            prober_ask(c, &c->replicas[i]);
+    p->known = r->probe.got;
+    for (uint32_t i = 0; i < c->replicas_n; i++) // those that gave the old one are asked at once
+        if (c->replicas[i]->pool == p && c->replicas[i]->state == COORD_REPLICA_READY &&
+            c->replicas[i] != r)
+            prober_ask(c, c->replicas[i]);
 }
 
 // ---- verdicts ----
 
 static const char *judge(struct coord *c, const struct replica *r)
 {
-    const struct probe_answer *k = &c->known, *g = &r->probe.got;
+    const struct probe_answer *k = &r->pool->known, *g = &r->probe.got;
     uint32_t at;
-    enum probe_verdict v = probe_judge(k, g, c->cfg.probe_tolerance, &at);
+    enum probe_verdict v = probe_judge(k, g, tolerance(c, r->pool), &at);
     if (v == PROBE_RIGHT)
         return NULL;
     if (v == PROBE_DRIFTED)
@@ -135,9 +146,10 @@ static const char *judge_pace(struct coord *c, struct replica *r)
 {
     struct prober *p = &r->probe;
     uint64_t best = 0;
-    for (uint32_t i = 0; i < c->cfg.replicas; i++) {
-        const struct prober *o = &c->replicas[i].probe;
-        if (&c->replicas[i] != r && o->idle_us && (!best || o->idle_us < best))
+    for (uint32_t i = 0; i < c->replicas_n; i++) {
+        const struct prober *o = &c->replicas[i]->probe;
+        if (c->replicas[i] != r && c->replicas[i]->pool == r->pool && o->idle_us &&
+            (!best || o->idle_us < best))
             best = o->idle_us;
     }
     if (!best || (double)p->idle_us <= c->cfg.slow_factor / 2 * (double)best)
@@ -152,7 +164,7 @@ static void proven(struct coord *c, struct replica *r, uint64_t took_us)
     enum { TRIES = 3 };
     struct prober *p = &r->probe;
     p->idle_us = p->tries && p->idle_us < took_us ? p->idle_us : took_us;
-    bool doubted = quarantine_slow_doubt(c, r);
+    bool doubted = quarantine_slow_doubt(r);
     if (doubted && ++p->tries < TRIES) {
         send_probe(c, r);
         return;
@@ -193,7 +205,7 @@ static void answered(struct coord *c, struct replica *r)
 
 void prober_prove(struct coord *c, struct replica *r)
 {
-    if (!prober_on(c)) {
+    if (!prober_on(r)) {
         quarantine_acquit(c, r);
         replica_ready(c, r);
         return;
@@ -205,7 +217,7 @@ void prober_prove(struct coord *c, struct replica *r)
 
 void prober_watch(struct coord *c, struct replica *r)
 {
-    if (!prober_on(c) || r->probe.request)
+    if (!prober_on(r) || r->probe.request)
         return;
     arm(c, r, r->probe.again ? 0 : c->cfg.probe_interval_ms);
     r->probe.again = false;
@@ -213,7 +225,7 @@ void prober_watch(struct coord *c, struct replica *r)
 
 void prober_ask(struct coord *c, struct replica *r)
 {
-    if (!prober_on(c) || r->state != COORD_REPLICA_READY)
+    if (!prober_on(r) || r->state != COORD_REPLICA_READY)
         return;
     if (r->probe.request)
         r->probe.again = true; // the one under way may have begun before the suspicion

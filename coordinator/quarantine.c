@@ -78,9 +78,9 @@ void quarantine_timer(struct coord *c, struct member *m)
 
 // ---- whose fault it was ----
 
-static void doubt_all(struct coord *c, struct replica *r, bool slow)
+static void doubt_all(struct replica *r, bool slow)
 {
-    for (uint32_t i = 0; i < c->ranks_n; i++) {
+    for (uint32_t i = 0; i < r->pool->ranks_n; i++) {
         struct member *m = r->ranks[i];
         m->doubt = r->epoch;
         m->doubt_slow = slow;
@@ -88,12 +88,12 @@ static void doubt_all(struct coord *c, struct replica *r, bool slow)
 }
 
 // It is the only rank, or the only one that was doubted before.
-static struct member *culprit(const struct coord *c, const struct replica *r)
+static struct member *culprit(const struct replica *r)
 {
     struct member *found = NULL;
-    for (uint32_t i = 0; i < c->ranks_n; i++) {
+    for (uint32_t i = 0; i < r->pool->ranks_n; i++) {
         struct member *m = r->ranks[i];
-        if (c->ranks_n > 1 && !m->doubt)
+        if (r->pool->ranks_n > 1 && !m->doubt)
             continue;
         if (found)
             return NULL;
@@ -111,19 +111,19 @@ static void clear_companions(struct coord *c, const struct member *one, const st
         if (one->doubt && m->doubt == one->doubt)
             m->doubt = 0;
     }
-    for (uint32_t i = 0; i < c->ranks_n; i++)
+    for (uint32_t i = 0; i < r->pool->ranks_n; i++)
         r->ranks[i]->doubt = 0;
 }
 
 void quarantine_replica(struct coord *c, struct replica *r, const char *what, bool slow)
 {
-    struct member *only = culprit(c, r);
+    struct member *only = culprit(r);
     const char *why = only ? arena_printf(&c->arena, "node %s: %s", only->name, what)
                            : arena_printf(&c->arena, "one of %s: %s", replica_names(c, r), what);
     if (only)
         clear_companions(c, only, r);
     else
-        doubt_all(c, r, slow);
+        doubt_all(r, slow);
     replica_fence(c, r, &(struct fence){FENCE_FAULT, only, why});
     if (only)
         quarantine_member(c, only, what);
@@ -146,7 +146,7 @@ static struct member *left_over(const struct coord *c, uint64_t doubt)
 
 void quarantine_acquit(struct coord *c, struct replica *r)
 {
-    for (uint32_t i = 0; i < c->ranks_n; i++) {
+    for (uint32_t i = 0; i < r->pool->ranks_n; i++) {
         struct member *m = r->ranks[i];
         uint64_t doubt = m->doubt;
         bool slow = m->doubt_slow;
@@ -161,9 +161,9 @@ void quarantine_acquit(struct coord *c, struct replica *r)
     }
 }
 
-bool quarantine_slow_doubt(const struct coord *c, const struct replica *r)
+bool quarantine_slow_doubt(const struct replica *r)
 {
-    for (uint32_t i = 0; i < c->ranks_n; i++)
+    for (uint32_t i = 0; i < r->pool->ranks_n; i++)
         if (r->ranks[i]->doubt && r->ranks[i]->doubt_slow)
             return true;
     return false;
@@ -190,38 +190,48 @@ void quarantine_note_fault(struct coord *c, struct member *m, const char *why)
 
 // ---- stragglers ----
 
-void quarantine_pace_timer(struct coord *c)
+// Those of one pool do the same work. True: one was fenced.
+static bool judge_pool(struct coord *c, const struct pool *p)
 {
-    enum { PERIOD_US = 500000, RECENT_US = 1000000, ACQUITTED_US = 60000000 };
-    const struct pace **v = arena_alloc(&c->arena, c->cfg.replicas, sizeof *v);
-    const struct replica **of = arena_alloc(&c->arena, c->cfg.replicas, sizeof *of);
+    enum { RECENT_US = 1000000, ACQUITTED_US = 60000000 };
+    const struct pace **v = arena_alloc(&c->arena, p->replicas_n, sizeof *v);
+    struct replica **of = arena_alloc(&c->arena, p->replicas_n, sizeof *of);
     uint32_t n = 0;
-    core_arm(c, &c->pace_timer, TIMER_PACE, c->now_us + PERIOD_US);
-    for (uint32_t i = 0; i < c->cfg.replicas; i++) {
-        if (c->replicas[i].state != COORD_REPLICA_READY)
+    for (uint32_t i = 0; i < c->replicas_n; i++) {
+        if (c->replicas[i]->pool != p || c->replicas[i]->state != COORD_REPLICA_READY)
             continue;
-        of[n] = &c->replicas[i];
-        v[n++] = &c->replicas[i].pace;
+        of[n] = c->replicas[i];
+        v[n++] = &c->replicas[i]->pace;
     }
     uint32_t slowest = pace_outlier(v, n, c->cfg.slow_factor, c->now_us, RECENT_US);
     for (uint32_t i = 0; i < n; i++) {
-        struct replica *r = replicas_find(c, of[i]->id);
+        struct replica *r = of[i];
         bool acquitted = r->slow_acquitted_us && c->now_us < r->slow_acquitted_us + ACQUITTED_US;
         if (i != slowest || acquitted)
             r->slow_since_us = 0;
         else if (!r->slow_since_us)
             r->slow_since_us = c->now_us;
         else if (c->now_us - r->slow_since_us >= 1000ull * c->cfg.slow_ms && room_for_one(c)) {
-            doubt_all(c, r, true);
+            doubt_all(r, true);
             r->slow_acquitted_us = c->now_us; // not suspected again at once if the probe clears it
             const char *why = arena_printf(
                 &c->arena, "%s %s slow: %.1f ms a step, more than %.1fx that of its peers",
-                replica_names(c, r), c->ranks_n > 1 ? "are" : "is", r->pace.step_us / 1e3,
+                replica_names(c, r), p->ranks_n > 1 ? "are" : "is", r->pace.step_us / 1e3,
                 (double)c->cfg.slow_factor);
             replica_fence(c, r, &(struct fence){FENCE_FAULT, NULL, why});
-            return;
+            return true;
         }
     }
+    return false;
+}
+
+void quarantine_pace_timer(struct coord *c)
+{
+    enum { PERIOD_US = 500000 };
+    core_arm(c, &c->pace_timer, TIMER_PACE, c->now_us + PERIOD_US);
+    for (uint32_t i = 0; i < c->pools_n; i++)
+        if (judge_pool(c, c->pools[i]))
+            return;
 }
 
 void quarantine_pace(struct coord *c, struct replica *r, const struct msg_tokens *t)
@@ -236,9 +246,9 @@ void quarantine_pace(struct coord *c, struct replica *r, const struct msg_tokens
 
 // ---- trial ----
 
-static bool on_trial(const struct coord *c, const struct replica *r)
+static bool on_trial(const struct replica *r)
 {
-    for (uint32_t i = 0; i < c->ranks_n; i++)
+    for (uint32_t i = 0; i < r->pool->ranks_n; i++)
         if (r->ranks[i]->on_trial)
             return true;
     return false;
@@ -247,7 +257,7 @@ static bool on_trial(const struct coord *c, const struct replica *r)
 void quarantine_trial(struct coord *c, struct replica *r)
 {
     r->full_seqs = r->max_seqs;
-    if (!c->cfg.trial_ms || !on_trial(c, r))
+    if (!c->cfg.trial_ms || !on_trial(r))
         return;
     r->max_seqs = (r->full_seqs + 3) / 4;
     core_trace(c, LOG_INFO, "replica %" PRIu64 " is on trial with %u of %u places", r->id,
@@ -257,10 +267,10 @@ void quarantine_trial(struct coord *c, struct replica *r)
 
 void quarantine_trial_over(struct coord *c, struct replica *r)
 {
-    for (uint32_t i = 0; i < c->ranks_n; i++)
+    for (uint32_t i = 0; i < r->pool->ranks_n; i++)
         r->ranks[i]->on_trial = false;
     if (r->serves)
-        c->credits += r->full_seqs - r->max_seqs;
+        r->pool->credits += r->full_seqs - r->max_seqs;
     r->max_seqs = r->full_seqs;
     core_trace(c, LOG_INFO, "replica %" PRIu64 " has stood its trial", r->id);
 }

@@ -26,9 +26,9 @@ const char *coord_replica_state_name(enum coord_replica_state s)
     return sm_name(&replica_sm, s);
 }
 
-void links_clear(struct coord *c, struct replica *r)
+void links_clear(struct replica *r)
 {
-    for (uint32_t i = 0; i < c->ranks_n; i++) {
+    for (uint32_t i = 0; i < r->pool->ranks_n; i++) {
         free(r->links[i].shm);
         free(r->links[i].tcp);
         free(r->links[i].verbs);
@@ -37,47 +37,55 @@ void links_clear(struct coord *c, struct replica *r)
     r->prepared_n = r->formed_n = 0;
 }
 
-void replicas_init(struct coord *c)
+struct replica *replica_add(struct coord *c, struct pool *p)
 {
-    c->replicas = mem_zalloc(c->cfg.replicas, sizeof *c->replicas);
-    for (uint32_t i = 0; i < c->cfg.replicas; i++) {
-        struct replica *r = &c->replicas[i];
-        r->id = i + 1;
-        r->ranks = mem_zalloc(c->ranks_n, sizeof *r->ranks);
-        r->links = mem_zalloc(c->ranks_n, sizeof *r->links);
-    }
-    roles_init(c);
+    assert(c->replicas_n < COORD_MAX_REPLICAS);
+    struct replica *r = mem_zalloc(1, sizeof *r);
+    MEM_GROW(c->replicas, c->replicas_n, c->replicas_cap);
+    c->replicas[c->replicas_n++] = r;
+    r->id = c->replicas_n;
+    r->pool = p;
+    r->ranks = mem_zalloc(p->ranks_n, sizeof *r->ranks);
+    r->links = mem_zalloc(p->ranks_n, sizeof *r->links);
+    role_init(r, p->replicas_n++);
+    return r;
 }
 
 void replicas_free(struct coord *c)
 {
-    for (uint32_t i = 0; i < c->cfg.replicas; i++) {
-        struct replica *r = &c->replicas[i];
+    for (uint32_t i = 0; i < c->replicas_n; i++) {
+        struct replica *r = c->replicas[i];
         core_disarm(c, &r->timer);
         core_disarm(c, &r->cancel_timer);
         core_disarm(c, &r->probe.timer);
-        links_clear(c, r);
+        links_clear(r);
         free(r->links);
         free(r->ranks);
         free(r->fault);
+        free(r);
     }
     free(c->replicas);
 }
 
 struct replica *replicas_find(const struct coord *c, uint64_t id)
 {
-    return id >= 1 && id <= c->cfg.replicas ? &c->replicas[id - 1] : NULL;
+    return id >= 1 && id <= c->replicas_n ? c->replicas[id - 1] : NULL;
 }
 
 void replica_move(struct coord *c, struct replica *r, enum coord_replica_state to)
 {
-    replica_serve(c, r, false);
+    struct pool *p = r->pool;
+    replica_serve(r, false);
     c->draining_n -= r->state == COORD_REPLICA_DRAINING;
-    c->ready_n -= r->state == COORD_REPLICA_READY;
+    p->draining_n -= r->state == COORD_REPLICA_DRAINING;
+    p->ready_n -= r->state == COORD_REPLICA_READY;
+    p->formed_n -= r->state != COORD_REPLICA_VACANT;
     r->state = sm_move(&replica_sm, r->state, to);
     r->since_us = c->now_us;
     c->draining_n += r->state == COORD_REPLICA_DRAINING;
-    c->ready_n += r->state == COORD_REPLICA_READY;
+    p->draining_n += r->state == COORD_REPLICA_DRAINING;
+    p->ready_n += r->state == COORD_REPLICA_READY;
+    p->formed_n += r->state != COORD_REPLICA_VACANT;
     roles_settle(c, r);
 }
 
@@ -151,7 +159,7 @@ static void move_requests(struct coord *c, struct replica *r, enum fence_kind ki
 
 static void dissolve(struct coord *c, struct replica *r, const struct fence *f)
 {
-    for (uint32_t i = 0; i < c->ranks_n; i++) {
+    for (uint32_t i = 0; i < r->pool->ranks_n; i++) {
         struct member *m = r->ranks[i];
         r->ranks[i] = NULL;
         if (!m)
@@ -186,7 +194,7 @@ void replica_fence(struct coord *c, struct replica *r, const struct fence *f)
     replica_move(c, r, COORD_REPLICA_VACANT);
     dissolve(c, r, f);
     r->epoch = 0;
-    links_clear(c, r);
+    links_clear(r);
     core_disarm(c, &r->timer);
     core_disarm(c, &r->cancel_timer);
     prober_reset(c, r);
@@ -214,7 +222,7 @@ void replica_drain(struct coord *c, struct replica *r)
 
 void replica_undrain(struct coord *c, struct replica *r)
 {
-    for (uint32_t i = 0; i < c->ranks_n; i++)
+    for (uint32_t i = 0; i < r->pool->ranks_n; i++)
         if (r->ranks[i]->state == COORD_NODE_DRAINING)
             return;
     if (r->state == COORD_REPLICA_DRAINING)
@@ -241,8 +249,8 @@ void replica_cancel_timer(struct coord *c, struct replica *r)
 
 void replica_watch(struct coord *c, struct replica *r)
 {
-    struct health_rank *ranks = arena_alloc(&c->arena, c->ranks_n, sizeof *ranks);
-    for (uint32_t i = 0; i < c->ranks_n; i++) {
+    struct health_rank *ranks = arena_alloc(&c->arena, r->pool->ranks_n, sizeof *ranks);
+    for (uint32_t i = 0; i < r->pool->ranks_n; i++) {
         const struct member *m = r->ranks[i];
         ranks[i].silent_us = c->now_us - m->heartbeat_us;
         if (m->heartbeat.epoch != r->epoch)
@@ -252,15 +260,15 @@ void replica_watch(struct coord *c, struct replica *r)
         ranks[i].loop_age_ms = m->heartbeat.loop_age_ms;
     }
     struct health_limits lim = {c->cfg.hang_ms, c->cfg.heartbeat_ms};
-    struct health_verdict v = health_judge(&lim, ranks, c->ranks_n);
+    struct health_verdict v = health_judge(&lim, ranks, r->pool->ranks_n);
     if (!v.hung)
         return;
     struct member *m = r->ranks[v.suspect];
     const struct rank_progress *p = &ranks[v.suspect].progress;
-    const char *why = arena_printf(&c->arena,
-                                   "node %s hangs: %s (stage %u, tensor %u; step %" PRIu64
-                                   ", layer %u, collective %u)",
-                                   m->name, v.why, v.suspect / c->cfg.tensor,
-                                   v.suspect % c->cfg.tensor, p->step, p->layer, p->collective);
+    const char *why = arena_printf(
+        &c->arena,
+        "node %s hangs: %s (stage %u, tensor %u; step %" PRIu64 ", layer %u, collective %u)",
+        m->name, v.why, v.suspect / r->pool->set.tensor, v.suspect % r->pool->set.tensor, p->step,
+        p->layer, p->collective);
     replica_fence(c, r, &(struct fence){FENCE_LOST, m, why});
 }

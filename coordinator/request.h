@@ -11,6 +11,7 @@
 #include "base/mem.h"
 
 struct replica;
+struct pool;
 struct tenant;
 
 // Which of the three queues a waiting request is in; served in this order.
@@ -46,6 +47,7 @@ struct request {
     uint64_t last_token_us, first_token_us;
     uint64_t started_us;
     struct tenant *tenant; // until it is finished, then NULL
+    struct pool *pool;     // that it was admitted to
     uint32_t max_tokens;   // 0 = as many as the context takes; set at the first dispatch
     uint32_t dispatches, dispatch_index; // emitted_n at the last dispatch
     uint32_t strikes_fault, strikes;     // replicas that died under it since its last token

@@ -1,7 +1,7 @@
 // Which replicas take requests. A replica of the role prefill computes long prompts for the others
-// and hands them over (transfer.c); of ordinary requests it gets none while another is ready, and all
-// of them while none is. Those that take requests are on the ring, and theirs are the credits to be
-// given; this file alone lets a replica in and out of both.
+// and hands them over (transfer.c); of ordinary requests it gets none while another is ready, and
+// all of them while none is. Those that take requests are on the ring, and theirs are the credits
+// to be given; this file alone lets a replica in and out of both.
 #include <inttypes.h>
 
 #include "coordinator/core.h"
@@ -16,60 +16,61 @@ const char *coord_role_name(enum coord_role role)
     return role <= COORD_ROLE_DECODE ? names[role] : "unknown";
 }
 
-void roles_init(struct coord *c)
+void role_init(struct replica *r, uint32_t index)
 {
-    uint32_t prefill = c->cfg.prefill_replicas, decode = c->cfg.decode_replicas;
-    for (uint32_t i = 0; i < c->cfg.replicas; i++)
-        c->replicas[i].role = i < prefill            ? COORD_ROLE_PREFILL
-                              : i < prefill + decode ? COORD_ROLE_DECODE
-                                                     : COORD_ROLE_ANY;
-    c->prefill_n = prefill;
+    uint32_t prefill = r->pool->set.prefill_replicas, decode = r->pool->set.decode_replicas;
+    r->role = index < prefill            ? COORD_ROLE_PREFILL
+              : index < prefill + decode ? COORD_ROLE_DECODE
+                                         : COORD_ROLE_ANY;
+    r->pool->prefill_n += r->role == COORD_ROLE_PREFILL;
 }
 
-void replica_serve(struct coord *c, struct replica *r, bool on)
+void replica_serve(struct replica *r, bool on)
 {
     if (r->serves == on)
         return;
+    struct pool *p = r->pool;
     uint32_t d = on ? 1 : -1u;
     r->serves = on;
     if (on)
-        ring_add(&c->ring, r->id);
+        ring_add(&p->ring, r->id);
     else
-        ring_remove(&c->ring, r->id);
-    c->warm_n += d;
-    c->credits += d * r->max_seqs;
-    c->load += d * replica_load(r);
+        ring_remove(&p->ring, r->id);
+    p->warm_n += d;
+    p->credits += d * r->max_seqs;
+    p->load += d * replica_load(r);
     for (int b = 0; b < QUEUE_BANDS; b++)
-        c->soft_n[b] += d * r->soft_n[b];
+        p->soft_n[b] += d * r->soft_n[b];
     if (on)
-        c->credits_known = c->credits;
+        p->credits_known = p->credits;
 }
 
-static bool others_ready(const struct coord *c)
+static bool others_ready(const struct coord *c, const struct pool *p)
 {
-    for (uint32_t i = 0; i < c->cfg.replicas; i++)
-        if (c->replicas[i].state == COORD_REPLICA_READY &&
-            c->replicas[i].role != COORD_ROLE_PREFILL)
+    for (uint32_t i = 0; i < c->replicas_n; i++)
+        if (c->replicas[i]->pool == p && c->replicas[i]->state == COORD_REPLICA_READY &&
+            c->replicas[i]->role != COORD_ROLE_PREFILL)
             return true;
     return false;
 }
 
-static void settle_all(struct coord *c)
+static void settle_all(struct coord *c, const struct pool *p)
 {
-    bool others = others_ready(c);
-    for (uint32_t i = 0; i < c->cfg.replicas; i++) {
-        struct replica *r = &c->replicas[i];
+    bool others = others_ready(c, p);
+    for (uint32_t i = 0; i < c->replicas_n; i++) {
+        struct replica *r = c->replicas[i];
         bool ready = r->state == COORD_REPLICA_READY;
-        replica_serve(c, r, ready && (r->role != COORD_ROLE_PREFILL || !others));
+        if (r->pool == p)
+            replica_serve(r, ready && (r->role != COORD_ROLE_PREFILL || !others));
     }
 }
 
 void roles_settle(struct coord *c, struct replica *r)
 {
-    if (c->prefill_n)
-        settle_all(c);
+    if (r->pool->prefill_n)
+        settle_all(c, r->pool);
     else
-        replica_serve(c, r, r->state == COORD_REPLICA_READY);
+        replica_serve(r, r->state == COORD_REPLICA_READY);
 }
 
 // Its running requests are moved to those that serve.
@@ -84,7 +85,7 @@ void replica_set_role(struct coord *c, struct replica *r, enum coord_role role)
         return;
     core_trace(c, LOG_INFO, "replica %" PRIu64 " has the role %s now, it was %s", r->id,
                coord_role_name(role), coord_role_name(r->role));
-    c->prefill_n += (role == COORD_ROLE_PREFILL) - (r->role == COORD_ROLE_PREFILL);
+    r->pool->prefill_n += (role == COORD_ROLE_PREFILL) - (r->role == COORD_ROLE_PREFILL);
     r->role = role;
-    settle_all(c);
+    settle_all(c, r->pool);
 }

@@ -28,6 +28,8 @@ static void forget(struct shadow *s, struct shadow_request *q)
     free((void *)q->head.stop);
     free((void *)q->restore.submit.prompt);
     free((void *)q->restore.submit.tenant);
+    free((void *)q->restore.submit.model);
+    free((void *)q->restore.submit.pool);
     free((void *)q->restore.emitted);
     free((void *)q->restore.text);
     free(q->tokens);
@@ -83,6 +85,8 @@ static enum status submit(struct shadow *s, const struct copy_record *r, struct 
         .stop_ids_n = j->stop_ids_n,
         .sampling = j->sampling,
         .tenant = mem_strdup(r->tenant),
+        .model = mem_strdup(r->model),
+        .pool = mem_strdup(r->pool),
         .band = j->band,
         .session = r->session,
     };

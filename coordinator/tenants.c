@@ -27,12 +27,21 @@ static struct tenant *tenant_add(struct tenants *ts, const char *name,
     t->set.weight = set->weight ? set->weight : 1;
     t->named = named;
     t->level = burst_of(set);
-    for (int b = 0; b < QUEUE_BANDS; b++)
-        t->lanes[b].tenant = t;
     HASH_ADD_STR(ts->by_name, name, t);
     DL_APPEND(ts->list, t);
     ts->n += !named;
     return t;
+}
+
+struct share *tenant_share(struct tenant *t, uint32_t pool)
+{
+    assert(pool < COORD_MAX_POOLS);
+    if (!t->shares[pool]) {
+        t->shares[pool] = mem_zalloc(1, sizeof *t->shares[pool]);
+        for (int b = 0; b < QUEUE_BANDS; b++)
+            t->shares[pool]->lanes[b].tenant = t;
+    }
+    return t->shares[pool];
 }
 
 static struct tenant *find(const struct tenants *ts, const char *name)
@@ -74,6 +83,8 @@ static void drop(struct tenants *ts, struct tenant *t)
     ts->n -= !t->named;
     HASH_DEL(ts->by_name, t);
     DL_DELETE(ts->list, t);
+    for (int i = 0; i < COORD_MAX_POOLS; i++)
+        free(t->shares[i]);
     free(t);
 }
 

@@ -23,6 +23,12 @@ struct lane {
     struct lane *prev, *next; // among the lanes of the band that are not empty
 };
 
+// Its waiting requests in one pool.
+struct share {
+    struct lane lanes[QUEUE_BANDS];
+    uint32_t waiting_n;
+};
+
 struct tenant {
     char name[LIMIT_NAME];
     struct coord_tenant set; // its `name` is not used
@@ -33,7 +39,7 @@ struct tenant {
     uint32_t live_n;         // requests that are not finished
     uint32_t waiting_n;      // of them in a lane
     uint64_t submitted, refused_quota, tokens;
-    struct lane lanes[QUEUE_BANDS];
+    struct share *shares[COORD_MAX_POOLS]; // owned; NULL until it first waits in that pool
     struct tenant *prev, *next;
     UT_hash_handle hh; // by name
 };
@@ -52,6 +58,7 @@ void tenants_finish(struct tenants *ts);
 // Never NULL. name NULL or "" = the anonymous one. Stays while live_n or waiting_n are not 0, and
 // until the next call otherwise.
 struct tenant *tenants_get(struct tenants *ts, const char *name, uint64_t now_us);
+struct share *tenant_share(struct tenant *t, uint32_t pool); // made when it is not there
 // Against the quota: the prompt when it is admitted, each token of the answer as it comes.
 void tenant_charge(struct tenant *t, uint64_t now_us, uint32_t tokens);
 void tenant_refund(struct tenant *t, uint32_t tokens);

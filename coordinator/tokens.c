@@ -49,7 +49,7 @@ static void grow_journal(struct coord *c, struct request *q, const struct token_
     tenant_charge(q->tenant, c->now_us, 1);
     tenant_serve(q->tenant, 1);
     if (t->index == 0 && q->dispatches == 1)
-        eta_observe_first(&c->eta, c->now_us - q->started_us);
+        eta_observe_first(&q->pool->eta, c->now_us - q->started_us);
     if (t->index == 0)
         q->cached_n = t->cached_tokens < q->prompt_n ? t->cached_tokens : q->prompt_n;
     request_append(q, t->token);

@@ -21,20 +21,24 @@ void coord_stats(const struct coord *c, struct coord_stats *out)
         out->nodes += m->conn != 0;
         out->nodes_usable += m->state == COORD_NODE_FREE || m->state == COORD_NODE_IN_REPLICA;
     }
-    out->replicas = c->cfg.replicas;
-    out->replicas_ready = c->ready_n;
-    out->credits = c->credits;
-    out->credits_free = c->credits > c->load ? c->credits - c->load : 0;
-    out->queued_moved =
-        c->queues[QUEUE_MOVED].n + c->queues[QUEUE_SUSPECT].n + c->fair.n - c->fair.fresh_n;
-    out->queued = out->queued_moved + c->fair.fresh_n;
+    out->replicas = c->replicas_n;
+    for (uint32_t i = 0; i < c->pools_n; i++) {
+        const struct pool *p = c->pools[i];
+        out->replicas_ready += p->ready_n;
+        out->credits += p->credits;
+        out->credits_free += p->credits > p->load ? p->credits - p->load : 0;
+        out->queued_moved += pool_waiting(p) - p->fair.fresh_n;
+        out->queued += pool_waiting(p);
+        out->queued_tokens += p->fair.fresh_tokens;
+        if (p->max_context > out->max_context)
+            out->max_context = p->max_context;
+    }
+    const struct pool *first = c->pools[0];
+    if (first->load >= first->credits)
+        out->eta_ms = (uint32_t)(notices_wait_us(first, 0, pool_waiting(first) + 1) / 1000);
     out->running = c->live_n - out->queued;
     out->retained = c->retained.n;
-    out->queued_tokens = c->fair.fresh_tokens;
     out->retained_tokens = c->retained_tokens;
-    out->max_context = c->max_context;
-    if (!out->credits_free)
-        out->eta_ms = (uint32_t)(notices_wait_us(c, 0, out->queued + 1) / 1000);
     out->closing = c->closing;
 }
 
@@ -57,8 +61,8 @@ void coord_each_node(const struct coord *c, bool (*fn)(void *arg, const struct c
                                  ? (uint32_t)((m->quarantine_timer.due_us - c->now_us) / 1000)
                                  : 0,
             .replica = m->replica ? m->replica->id : 0,
-            .stage = m->replica ? m->rank / c->cfg.tensor : 0,
-            .tensor = m->replica ? m->rank % c->cfg.tensor : 0,
+            .stage = m->replica ? m->rank / m->replica->pool->set.tensor : 0,
+            .tensor = m->replica ? m->rank % m->replica->pool->set.tensor : 0,
             .heartbeat_age_us = c->now_us - m->heartbeat_us,
             .heartbeat = m->heartbeat,
             .joins = m->joins,
@@ -71,10 +75,10 @@ void coord_each_node(const struct coord *c, bool (*fn)(void *arg, const struct c
     }
 }
 
-static uint32_t oldest_step_ms(const struct coord *c, const struct replica *r)
+static uint32_t oldest_step_ms(const struct replica *r)
 {
     uint32_t oldest = 0;
-    for (uint32_t i = 0; i < c->ranks_n; i++) {
+    for (uint32_t i = 0; i < r->pool->ranks_n; i++) {
         const struct member *m = r->ranks[i];
         if (m && m->heartbeat.epoch == r->epoch && m->heartbeat.step_age_ms > oldest)
             oldest = m->heartbeat.step_age_ms;
@@ -90,21 +94,24 @@ static uint64_t lead_steps(const struct replica *r)
 void coord_each_replica(const struct coord *c,
                         bool (*fn)(void *arg, const struct coord_replica_view *), void *arg)
 {
-    const char **names = mem_zalloc(c->ranks_n, sizeof *names);
+    const char **names = mem_zalloc(LIMIT_RANKS, sizeof *names);
     bool more = true;
-    for (uint32_t i = 0; i < c->cfg.replicas && more; i++) {
-        const struct replica *r = &c->replicas[i];
-        for (uint32_t k = 0; k < c->ranks_n; k++)
+    for (uint32_t i = 0; i < c->replicas_n && more; i++) {
+        const struct replica *r = c->replicas[i];
+        for (uint32_t k = 0; k < r->pool->ranks_n; k++)
             names[k] = r->ranks[k] ? r->ranks[k]->name : NULL;
         struct coord_replica_view v = {
             .id = r->id,
             .epoch = r->epoch,
+            .pool = r->pool->set.name,
+            .model = r->pool->set.model,
+            .version = r->pool->set.version,
             .state = r->state,
             .role = r->role,
             .serves = r->serves,
             .state_since_us = r->since_us,
-            .stages = c->cfg.stages,
-            .tensor = c->cfg.tensor,
+            .stages = r->pool->set.stages,
+            .tensor = r->pool->set.tensor,
             .nodes = names,
             .prepared_n = r->prepared_n,
             .formed_n = r->formed_n,
@@ -116,7 +123,7 @@ void coord_each_replica(const struct coord *c,
             .block_tokens = r->block_tokens,
             .transport = r->state == COORD_REPLICA_READY ? r->transport : TRANSPORT_AUTO,
             .waiting = r->waiting,
-            .step_age_ms = oldest_step_ms(c, r),
+            .step_age_ms = oldest_step_ms(r),
             .steps = lead_steps(r),
             .fingerprint = r->fingerprint,
             .forms = r->forms,
@@ -163,6 +170,8 @@ static struct coord_request_view request_view(const struct request *q)
         .band = q->band,
         .lane_band = q->lane_band,
         .tenant = q->tenant ? q->tenant->name : "",
+        .pool = q->pool->set.name,
+        .model = q->pool->set.model,
         .preemptions = q->preemptions,
         .replica = q->replica ? q->replica->id : 0,
         .submitted_us = q->submitted_us,
@@ -226,14 +235,15 @@ static void check_list(const struct request_list *l)
     assert(n == l->n);
 }
 
-static void check_lane(const struct coord *c, const struct lane *l, int band)
+static void check_lane(const struct coord *c, const struct pool *p, const struct lane *l, int band)
 {
     const struct request *q;
     check_list(&l->waiting);
-    assert(l->waiting.n && l == &l->tenant->lanes[band]);
+    assert(l->waiting.n && l == &l->tenant->shares[p->index]->lanes[band]);
     DL_FOREACH(l->waiting.head, q)
     {
         assert(q->state == COORD_REQ_QUEUED && q->class == QUEUE_FAIR && q->tenant == l->tenant);
+        assert(q->pool == p);
         assert(q->lane_band == band && q->band <= band && q->prompt && !q->replica);
         assert(band == q->band || band <= c->cfg.ageing_band);
         assert(q->preempted == (q->dispatches > 0));
@@ -242,66 +252,80 @@ static void check_lane(const struct coord *c, const struct lane *l, int band)
 }
 
 // Returns the number of requests that wait in lanes.
-static uint32_t check_fair(const struct coord *c)
+static uint32_t check_fair(const struct coord *c, const struct pool *p)
 {
-    const struct fair *f = &c->fair;
+    const struct fair *f = &p->fair;
     uint32_t n = 0;
     for (int b = 0; b < QUEUE_BANDS; b++) {
         uint32_t band_n = 0;
         const struct lane *l;
         DL_FOREACH(f->bands[b], l)
         {
-            check_lane(c, l, b);
+            check_lane(c, p, l, b);
             band_n += l->waiting.n;
         }
         assert(band_n == f->band_n[b]);
         n += band_n;
     }
     assert(n == f->n && f->fresh_n <= n && f->fresh_n <= c->cfg.queue_limit + 1);
-    uint32_t live = 0, waiting = 0;
+    uint32_t waiting = 0;
+    const struct tenant *t;
+    DL_FOREACH(c->tenants.list, t)
+    {
+        waiting += t->shares[p->index] ? t->shares[p->index]->waiting_n : 0;
+    }
+    assert(waiting == n);
+    return n;
+}
+
+static void check_tenants(const struct coord *c)
+{
+    uint32_t live = 0, waiting = 0, fair = 0;
     const struct tenant *t;
     DL_FOREACH(c->tenants.list, t)
     {
         live += t->live_n;
         waiting += t->waiting_n;
     }
-    assert(live == c->live_n && waiting == n);
-    return n;
+    for (uint32_t i = 0; i < c->pools_n; i++)
+        fair += c->pools[i]->fair.n;
+    assert(live == c->live_n && waiting == fair);
 }
 
-static uint32_t check_queues(const struct coord *c)
+static uint32_t check_queues(const struct coord *c, const struct pool *p)
 {
     uint32_t total = 0;
     for (int k = 0; k < QUEUE_PLAIN; k++) {
         uint32_t n = 0;
         uint64_t tokens = 0;
         for (int b = 0; b < QUEUE_BANDS; b++) {
-            check_list(&c->queues[k].bands[b]);
+            check_list(&p->queues[k].bands[b]);
             const struct request *q;
-            DL_FOREACH(c->queues[k].bands[b].head, q)
+            DL_FOREACH(p->queues[k].bands[b].head, q)
             {
                 assert(q->state == COORD_REQ_QUEUED && (int)q->class == k && q->band == b);
-                assert(!q->replica && q->prompt);
+                assert(!q->replica && q->prompt && q->pool == p);
                 assert(q->dispatches > 0);
                 tokens += q->prompt_n;
                 n++;
             }
         }
-        assert(n == c->queues[k].n && tokens == c->queues[k].tokens);
+        assert(n == p->queues[k].n && tokens == p->queues[k].tokens);
         total += n;
     }
-    return total + check_fair(c);
+    return total + check_fair(c, p);
 }
 
 static void check_places(const struct replica *r)
 {
+    const struct pool *p = r->pool;
     uint32_t moving = 0, suspects = 0, soft = 0, preempting = 0;
     const struct request *q;
     check_list(&r->running);
     check_list(&r->leaving);
     DL_FOREACH(r->running.head, q)
     {
-        assert(q->state == COORD_REQ_RUNNING && q->replica == r && q->prompt);
+        assert(q->state == COORD_REQ_RUNNING && q->replica == r && q->prompt && q->pool == p);
         assert(q->emitted_n < q->max_tokens);
         suspects += q->suspect;
         assert(!q->preempted);
@@ -312,7 +336,7 @@ static void check_places(const struct replica *r)
     DL_FOREACH(r->leaving.head, q)
     {
         assert(q->state == COORD_REQ_MOVING || q->state == COORD_REQ_CLOSING);
-        assert(q->replica == r);
+        assert(q->replica == r && q->pool == p);
         moving += q->state == COORD_REQ_MOVING;
         preempting += q->preempted;
         suspects += q->suspect;
@@ -326,7 +350,7 @@ static void check_places(const struct replica *r)
 static void check_ranks(const struct coord *c, const struct replica *r)
 {
     uint32_t formed = 0, prepared = 0;
-    for (uint32_t i = 0; i < c->ranks_n; i++) {
+    for (uint32_t i = 0; i < r->pool->ranks_n; i++) {
         const struct member *m = r->ranks[i];
         assert((m == NULL) == (r->state == COORD_REPLICA_VACANT));
         assert(!m || (m->replica == r && m->rank == i && m->conn));
@@ -337,46 +361,60 @@ static void check_ranks(const struct coord *c, const struct replica *r)
     assert((r->epoch == 0) == (r->state == COORD_REPLICA_VACANT) && r->epoch <= c->epoch);
 }
 
+struct books { // of a pool's replicas, as counted
+    uint32_t all, formed, ready, others, prefill, warm, credits, load, moving, draining, soft;
+};
+
 // Returns the number of placed requests that the client still waits for.
-static uint32_t check_replicas(const struct coord *c)
+static uint32_t check_replica(const struct coord *c, const struct replica *r, struct books *k)
 {
-    uint32_t ready_n = 0, warm = 0, credits = 0, load = 0, moving = 0, draining = 0, live = 0;
-    uint32_t soft = 0, soft_all = 0, others = 0, prefill = 0;
-    for (uint32_t i = 0; i < c->cfg.replicas; i++) {
-        const struct replica *r = &c->replicas[i];
-        check_ranks(c, r);
-        check_places(r);
-        bool ready = r->state == COORD_REPLICA_READY;
-        bool serving = ready || r->state == COORD_REPLICA_DRAINING;
-        assert(serving || (!r->running.n && !r->leaving.n));
-        bool formed = serving || r->state == COORD_REPLICA_PROVING;
-        assert(!formed || r->formed_n == c->ranks_n);
-        assert(!r->probe.request || (formed && r->probe.timer.slot));
-        assert(!prober_on(c) || !ready || r->probe.timer.slot);
-        ready_n += ready;
-        others += ready && r->role != COORD_ROLE_PREFILL;
-        prefill += r->role == COORD_ROLE_PREFILL;
-        warm += r->serves;
-        credits += r->serves ? r->max_seqs : 0;
-        load += r->serves ? replica_load(r) : 0;
-        draining += r->state == COORD_REPLICA_DRAINING;
-        moving += r->moving_n;
-        live += r->running.n + r->moving_n;
-        for (int b = 0; b < QUEUE_BANDS; b++)
-            soft += r->serves ? r->soft_n[b] : 0;
-    }
-    for (uint32_t i = 0; i < c->cfg.replicas; i++) {
-        const struct replica *r = &c->replicas[i];
-        bool ready = r->state == COORD_REPLICA_READY;
-        assert(r->serves == (ready && (r->role != COORD_ROLE_PREFILL || !others)));
-    }
-    assert(ready_n == c->ready_n && prefill == c->prefill_n);
-    assert(warm == c->warm_n && credits == c->credits && load == c->load);
-    assert(moving == c->moving_n && draining == c->draining_n);
+    check_ranks(c, r);
+    check_places(r);
+    bool ready = r->state == COORD_REPLICA_READY;
+    bool serving = ready || r->state == COORD_REPLICA_DRAINING;
+    assert(serving || (!r->running.n && !r->leaving.n));
+    bool formed = serving || r->state == COORD_REPLICA_PROVING;
+    assert(!formed || r->formed_n == r->pool->ranks_n);
+    assert(!r->probe.request || (formed && r->probe.timer.slot));
+    assert(!prober_on(r) || !ready || r->probe.timer.slot);
+    k->all++;
+    k->formed += r->state != COORD_REPLICA_VACANT;
+    k->ready += ready;
+    k->others += ready && r->role != COORD_ROLE_PREFILL;
+    k->prefill += r->role == COORD_ROLE_PREFILL;
+    k->warm += r->serves;
+    k->credits += r->serves ? r->max_seqs : 0;
+    k->load += r->serves ? replica_load(r) : 0;
+    k->draining += r->state == COORD_REPLICA_DRAINING;
+    k->moving += r->moving_n;
     for (int b = 0; b < QUEUE_BANDS; b++)
-        soft_all += c->soft_n[b];
-    assert(soft == soft_all);
-    assert(c->ring.n == (size_t)warm * RING_POINTS);
+        k->soft += r->serves ? r->soft_n[b] : 0;
+    return r->running.n + r->moving_n;
+}
+
+static uint32_t check_replicas(const struct coord *c, const struct pool *p)
+{
+    uint32_t live = 0, soft = 0;
+    struct books k = {0};
+    for (uint32_t i = 0; i < c->replicas_n; i++) {
+        assert(c->replicas[i]->id == i + 1);
+        if (c->replicas[i]->pool == p)
+            live += check_replica(c, c->replicas[i], &k);
+    }
+    for (uint32_t i = 0; i < c->replicas_n; i++) {
+        const struct replica *r = c->replicas[i];
+        bool ready = r->state == COORD_REPLICA_READY;
+        assert(r->pool != p ||
+               r->serves == (ready && (r->role != COORD_ROLE_PREFILL || !k.others)));
+    }
+    assert(k.ready == p->ready_n && k.prefill == p->prefill_n);
+    assert(k.warm == p->warm_n && k.credits == p->credits && k.load == p->load);
+    assert(k.moving == p->moving_n && k.draining == p->draining_n);
+    assert(k.all == p->replicas_n && k.formed == p->formed_n);
+    for (int b = 0; b < QUEUE_BANDS; b++)
+        soft += p->soft_n[b];
+    assert(soft == k.soft);
+    assert(p->ring.n == (size_t)k.warm * RING_POINTS);
     return live;
 }
 
@@ -407,9 +445,17 @@ static void check_members(const struct coord *c)
 void coord_check(const struct coord *c)
 {
     check_members(c);
-    uint32_t queued = check_queues(c);
-    uint32_t placed = check_replicas(c);
-    assert(queued + placed == c->live_n);
+    check_tenants(c);
+    uint32_t queued = 0, placed = 0, draining = 0;
+    for (uint32_t i = 0; i < c->pools_n; i++) {
+        const struct pool *p = c->pools[i];
+        queued += check_queues(c, p);
+        placed += check_replicas(c, p);
+        draining += p->draining_n;
+        // A free credit and a waiting request do not meet only when the request is a suspect.
+        assert(!(p->fair.n || p->queues[QUEUE_MOVED].n) || p->load >= p->credits);
+    }
+    assert(queued + placed == c->live_n && draining == c->draining_n);
     uint64_t tokens = 0;
     const struct request *q;
     check_list(&c->retained);
@@ -421,9 +467,7 @@ void coord_check(const struct coord *c)
     assert(tokens == c->retained_tokens && c->retained.n <= c->cfg.retain_limit);
     // Every request is in one of those lists: closing ones are the rest.
     uint32_t closing = 0;
-    for (uint32_t i = 0; i < c->cfg.replicas; i++)
-        closing += c->replicas[i].leaving.n - c->replicas[i].moving_n;
+    for (uint32_t i = 0; i < c->replicas_n; i++)
+        closing += c->replicas[i]->leaving.n - c->replicas[i]->moving_n;
     assert(c->requests.n == c->live_n + closing + c->retained.n);
-    // A free credit and a waiting request do not meet only when the request is a suspect.
-    assert(!(c->fair.n || c->queues[QUEUE_MOVED].n) || c->load >= c->credits);
 }

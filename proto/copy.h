@@ -49,7 +49,7 @@ struct copy_record {
     uint64_t request; // 0: SYNCED
     // SUBMIT. journal.request is `request`; max_tokens 0 = as many as fit
     struct journal journal;
-    const char *tenant;
+    const char *tenant, *model, *pool; // model as clients call it; where it waits or runs
     uint64_t session;
     struct copy_head head;
     // TOKENS, and the emitted ones of SUBMIT

@@ -58,6 +58,8 @@ static bool write_journal(struct wire_arena *a, const struct copy_record *r, Had
             (ProtobufCBinaryData){.len = r->head.stop[i].n, .data = (uint8_t *)r->head.stop[i].v};
     p->journal = pb;
     p->tenant = str(r->tenant);
+    p->model = str(r->model);
+    p->pool = str(r->pool);
     p->session = r->session;
     p->api = r->head.api;
     p->created = r->head.created;
@@ -82,7 +84,7 @@ static enum status encode_record(struct wire_arena *a, const struct copy_record 
     p.text = str(r->text);
     p.emitted_n = r->emitted_n;
     p.cached_n = r->cached_n;
-    p.tenant = str("");
+    p.tenant = p.model = p.pool = str("");
     if (!write_tokens(a, r, &p) || (r->what == COPY_SUBMIT && !write_journal(a, r, &p)))
         return STATUS_TOO_LARGE;
     return wire_pb_pack(COPY_RECORD, 0, &p.base, out);
@@ -119,6 +121,8 @@ static void read_journal(struct wire_check *c, const Hadal__CopyRecord *p, struc
     wire_check_ids(c, "journal.stop_ids", j->stop_ids, j->n_stop_ids, MSG_STOP_IDS);
     wire_check_range(c, "journal.band", j->band, 0, 9);
     wire_check_string(c, "tenant", p->tenant, LIMIT_NAME);
+    wire_check_string(c, "model", p->model, LIMIT_NAME);
+    wire_check_string(c, "pool", p->pool, LIMIT_NAME);
     wire_check_range(c, "api", p->api, 0, 1);
     wire_check_range(c, "stop", p->n_stop, 0, LIMIT_STOP_STRINGS);
     wire_read_sampling(c, j->sampling, &r->journal.sampling);
@@ -138,6 +142,8 @@ static void read_journal(struct wire_check *c, const Hadal__CopyRecord *p, struc
     for (size_t i = 0; i < j->n_stop_ids; i++)
         r->journal.stop_ids[i] = j->stop_ids[i];
     r->tenant = p->tenant;
+    r->model = p->model;
+    r->pool = p->pool;
     r->session = p->session;
     r->head = (struct copy_head){.api = p->api,
                                  .created = p->created,
@@ -184,6 +190,8 @@ static void read_record(struct wire_check *c, const Hadal__CopyRecord *p, struct
                               .epoch = p->epoch,
                               .request = p->request,
                               .tenant = "",
+                              .model = "",
+                              .pool = "",
                               .fingerprint = p->fingerprint,
                               .finish = (enum finish_reason)p->finish,
                               .status = (enum status)p->status,

@@ -367,7 +367,8 @@ static void check_order(struct world *w, uint64_t request)
     for (size_t i = 0; i < w->clients_n; i++)
         if (w->clients[i].stage == CLIENT_LIVE &&
             coord_request_find(w->coord, w->clients[i].id, &other) &&
-            other.state == COORD_REQ_QUEUED && !other.dispatches && other.lane_band > v.lane_band)
+            other.state == COORD_REQ_QUEUED && !other.dispatches && !strcmp(other.pool, v.pool) &&
+            other.lane_band > v.lane_band)
             world_fail(w, "request %" PRIu64 " of band %u starts, %" PRIu64 " of band %u waits",
                        request, v.lane_band, other.id, other.lane_band);
 }
@@ -447,6 +448,7 @@ void clients_check(struct world *w)
             check_journal(w, &w->clients[i]);
     struct coord_stats s;
     coord_stats(w->coord, &s);
-    if (s.queued - s.queued_moved > w->opt.coord.queue_limit)
+    uint32_t pools = w->opt.coord.pools_n ? w->opt.coord.pools_n : 1; // the limit is of each
+    if (s.queued - s.queued_moved > pools * w->opt.coord.queue_limit)
         world_fail(w, "%u requests wait, %u may", s.queued, w->opt.coord.queue_limit);
 }

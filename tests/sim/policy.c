@@ -140,13 +140,15 @@ static bool note_served(void *arg, const struct coord_tenant_view *t)
 struct waiting {
     struct least *least;
     uint8_t band;
+    const char *pool;
 };
 
 static bool note_waiting(void *arg, const struct coord_request_view *v)
 {
     struct waiting *q = arg;
     struct least *l = q->least;
-    bool counts = v->state == COORD_REQ_QUEUED && !v->dispatches && v->lane_band == q->band;
+    bool counts = v->state == COORD_REQ_QUEUED && !v->dispatches && v->lane_band == q->band &&
+                  !strcmp(v->pool, q->pool);
     for (uint32_t i = 0; i < l->names_n && counts; i++)
         counts = strcmp(l->names[i], v->tenant) != 0;
     if (counts && l->names_n < SIM_TENANTS + SIM_OTHER_NAMES)
@@ -171,7 +173,7 @@ static void judge_share(struct world *w, const struct coord_actions *out)
         v.preemptions || v.state != COORD_REQ_RUNNING)
         return;
     struct least l = {.of = v.tenant};
-    coord_each_request(w->coord, note_waiting, &(struct waiting){&l, v.lane_band});
+    coord_each_request(w->coord, note_waiting, &(struct waiting){&l, v.lane_band, v.pool});
     coord_each_tenant(w->coord, note_served, &l);
     // Its own prompt is counted already; the weight is at least 1.
     if (l.name && strcmp(l.name, l.of) != 0 && l.own - v.prompt_n > l.other + 1e-6)

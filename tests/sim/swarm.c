@@ -134,6 +134,36 @@ static void draw_roles(struct world *w)
     k->decode_replicas = (uint32_t)world_between(w, 0, w->opt.replicas - k->prefill_replicas);
 }
 
+// Sometimes the replicas are of two pools: of one model with weights or with classes of prompts, or
+// of two models.
+static void draw_pools(struct world *w)
+{
+    static struct coord_pool pools[2];
+    struct sim_options *o = &w->opt;
+    if (o->replicas < 2 || !world_chance(w, 0.4))
+        return;
+    bool models = world_chance(w, 0.4), classes = !models && world_chance(w, 0.5);
+    for (int i = 0; i < 2; i++)
+        pools[i] = (struct coord_pool){
+            .name = i ? "two" : "one",
+            .model = i && models ? "small" : "big",
+            .model_dir = "models/sample",
+            .stages = o->stages,
+            .tensor = o->tensor,
+            .weight = (uint32_t)world_between(w, 1, 4),
+            .prompt_max = !i && classes ? (uint32_t)world_between(w, 1, 40) : 0,
+            .probe_prompt = o->coord.probe_prompt,
+            .probe_prompt_n = o->coord.probe_prompt_n,
+            .probe_expect = o->coord.probe_expect,
+        };
+    pools[0].replicas = (uint32_t)world_between(w, 1, o->replicas - 1);
+    pools[1].replicas = o->replicas - pools[0].replicas;
+    for (int i = 0; i < 2 && o->coord.prefill_replicas; i++)
+        pools[i].prefill_replicas = (uint32_t)world_between(w, 0, pools[i].replicas);
+    o->coord.pools = pools;
+    o->coord.pools_n = 2;
+}
+
 static void draw_options(struct world *w)
 {
     struct sim_options *o = &w->opt;
@@ -182,6 +212,8 @@ static void draw_client(struct world *w, uint64_t span_us)
     static const char *const tenants[] = {NULL, "", "gold", "silver", "tin", "lead", "mud"};
     s.band = (uint8_t)world_between(w, 0, 9);
     s.tenant = tenants[world_between(w, 0, 6)];
+    if (w->opt.coord.pools_n && world_chance(w, 0.5))
+        s.model = w->opt.coord.pools[world_between(w, 0, 1)].model;
     s.session = world_chance(w, 0.3) ? world_between(w, 1, 5) : 0;
     s.deadline_us = maybe(w, 0.1, SIM_MS(200), SIM_S(5)); // after the submit
     draw_stop_ids(w, &s);
@@ -319,6 +351,7 @@ void swarm_run(uint64_t seed, bool print, uint64_t until_us, struct swarm_report
     draw_options(&w);
     draw_faults(&w, &s);
     draw_probes(&w, s.classes[FAULT_LIE]);
+    draw_pools(&w);
     w.opt.standby = s.classes[FAULT_COORD];
     if (w.opt.standby) // an end that is not kept cannot be told by a successor
         w.opt.coord.retain_limit = 4096;

@@ -100,6 +100,8 @@ static struct copy_record submit(uint64_t seq, uint64_t request)
                                 .seq = seq,
                                 .request = request,
                                 .tenant = "gold",
+                                .model = "r1",
+                                .pool = "r1-long",
                                 .session = 5,
                                 .journal = {.request = request,
                                             .prompt = prompt,
@@ -170,6 +172,8 @@ static void test_shadow(void **state)
     assert_int_equal(q->tokens[3].top[0].token, 5);
     assert_int_equal(q->restore.fingerprint, 99);
     assert_string_equal(q->restore.submit.tenant, "gold");
+    assert_string_equal(q->restore.submit.model, "r1");
+    assert_string_equal(q->restore.submit.pool, "r1-long");
     assert_int_equal(q->restore.submit.band, 4);
     assert_memory_equal(q->head.stop[0].v, "END", 3);
     assert_int_equal(q->head.created, 77);

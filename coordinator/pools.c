@@ -1,0 +1,199 @@
+// Pools: replicas that serve the same purpose, and which pool a new request is for. A pool has its
+// own ring, credits, queues and estimates, because what waits for one model does not care how busy
+// another is; nodes, tenants and their shares are the cluster's.
+#include <assert.h>
+#include <inttypes.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/hash.h"
+#include "coordinator/core.h"
+
+// ---- coming and going ----
+
+static bool model_name_ok(const char *name)
+{
+    size_t n = name ? strnlen(name, LIMIT_NAME) : 0;
+    for (size_t i = 0; i < n; i++)
+        if ((unsigned char)name[i] < ' ' || name[i] == 127)
+            return false;
+    return n > 0 && n < LIMIT_NAME;
+}
+
+const char *pool_nonsense(const struct coord_pool *set)
+{
+    if (!coord_tenant_name_ok(set->name))
+        return "name: not 1..63 printable characters without spaces and quotes";
+    if (!model_name_ok(set->model))
+        return "model: not 1..63 bytes without control characters";
+    if (!set->model_dir)
+        return "model_dir: is missing";
+    if (set->replicas > COORD_MAX_REPLICAS)
+        return "replicas: too many";
+    if (set->stages < 1 || set->stages > LIMIT_STAGES || set->tensor < 1 ||
+        set->tensor > LIMIT_TENSOR || set->stages * set->tensor > LIMIT_RANKS)
+        return "stages, tensor: none, or too many ranks";
+    if ((uint64_t)set->prefill_replicas + set->decode_replicas > set->replicas)
+        return "prefill, decode: more than there are replicas";
+    if (set->prompt_max > LIMIT_CONTEXT || set->max_context > LIMIT_CONTEXT)
+        return "prompt_max, max_context: above every context";
+    if (set->probe_prompt_n > PROBE_PROMPT)
+        return "probe_prompt: too long";
+    return NULL;
+}
+
+static const char *copy_text(const char *s)
+{
+    return mem_strdup(s ? s : "");
+}
+
+static void copy_set(struct coord_pool *to, const struct coord_pool *from, uint32_t answer_n)
+{
+    *to = *from;
+    to->name = copy_text(from->name);
+    to->model = copy_text(from->model);
+    to->version = copy_text(from->version);
+    to->model_dir = copy_text(from->model_dir);
+    to->probe_prompt =
+        mem_dup(from->probe_prompt, from->probe_prompt_n * sizeof *from->probe_prompt);
+    to->probe_expect = from->probe_expect
+                           ? mem_dup(from->probe_expect, answer_n * sizeof *to->probe_expect)
+                           : NULL;
+}
+
+struct pool *pool_add(struct coord *c, const struct coord_pool *set)
+{
+    assert(!pool_nonsense(set) && !pool_find(c, set->name));
+    if (c->pools_n == COORD_MAX_POOLS || set->replicas > COORD_MAX_REPLICAS - c->replicas_n)
+        return NULL;
+    struct pool *p = mem_zalloc(1, sizeof *p);
+    p->index = p->fair.pool = c->pools_n;
+    copy_set(&p->set, set, c->cfg.probe_tokens_n);
+    p->ranks_n = set->stages * set->tensor;
+    p->max_context = set->max_context;
+    eta_init(&p->eta);
+    if (set->probe_expect) {
+        p->known_configured = true;
+        p->known.n = c->cfg.probe_tokens_n;
+        memcpy(p->known.tokens, set->probe_expect, p->known.n * sizeof *set->probe_expect);
+    }
+    c->pools[c->pools_n++] = p;
+    for (uint32_t i = 0; i < set->replicas; i++)
+        replica_add(c, p);
+    c->place = true;
+    return p;
+}
+
+void pools_free(struct coord *c)
+{
+    for (uint32_t i = 0; i < c->pools_n; i++) {
+        struct pool *p = c->pools[i];
+        ring_finish(&p->ring);
+        free((char *)p->set.name);
+        free((char *)p->set.model);
+        free((char *)p->set.version);
+        free((char *)p->set.model_dir);
+        free((int32_t *)p->set.probe_prompt);
+        free((int32_t *)p->set.probe_expect);
+        free(p);
+    }
+}
+
+struct pool *pool_find(const struct coord *c, const char *name)
+{
+    for (uint32_t i = 0; i < c->pools_n; i++)
+        if (!strcmp(c->pools[i]->set.name, name))
+            return c->pools[i];
+    return NULL;
+}
+
+// ---- which one ----
+
+// Weighted rendezvous hashing: the largest weight / -ln(u) wins. When a weight changes, only keys
+// that the change concerns move.
+static double score(const struct pool *p, uint64_t key)
+{
+    uint64_t h = hash_pair(key, hash_bytes(p->set.name, strlen(p->set.name), 0));
+    double u = ((double)(h >> 11) + 0.5) / 9007199254740992.0; // 2^53
+    return p->set.weight / -log(u);
+}
+
+static uint32_t context_of(const struct pool *p)
+{
+    return p->max_context ? p->max_context : LIMIT_CONTEXT;
+}
+
+// The class of a pool is the longest prompt that it takes; the narrowest that fits is the one.
+static uint32_t class_of(const struct pool *p)
+{
+    return p->set.prompt_max ? p->set.prompt_max : UINT32_MAX;
+}
+
+static bool takes(const struct pool *p, const char *model, const struct coord_submit *s)
+{
+    return p->set.weight && !strcmp(p->set.model, model) && s->prompt_n <= class_of(p) &&
+           s->prompt_n < context_of(p) && s->max_tokens <= context_of(p) - s->prompt_n;
+}
+
+// One that has replicas to serve goes before one that has none.
+static bool better(const struct pool *p, const struct pool *than, uint64_t key)
+{
+    if (!than || class_of(p) != class_of(than))
+        return !than || class_of(p) < class_of(than);
+    if ((p->warm_n > 0) != (than->warm_n > 0))
+        return p->warm_n > 0;
+    return score(p, key) > score(than, key);
+}
+
+struct pool *pool_choose(struct coord *c, const struct coord_submit *s, const char **why_out)
+{
+    struct pool *named = s->pool && *s->pool ? pool_find(c, s->pool) : NULL;
+    const char *model = s->model && *s->model ? s->model : c->pools[0]->set.model;
+    if (named && !strcmp(named->set.model, model))
+        return named;
+    uint64_t key = s->session ? s->session : s->request;
+    struct pool *best = NULL, *widest = NULL;
+    for (uint32_t i = 0; i < c->pools_n; i++) {
+        struct pool *p = c->pools[i];
+        if (takes(p, model, s) && better(p, best, key))
+            best = p;
+        if (!strcmp(p->set.model, model) && (!widest || context_of(p) > context_of(widest)))
+            widest = p;
+    }
+    if (!widest)
+        *why_out = arena_printf(&c->arena, "no pool serves the model '%.63s'", model);
+    return best ? best : widest; // the widest tells in its refusal what there is room for
+}
+
+// ---- views ----
+
+void coord_each_pool(const struct coord *c, bool (*fn)(void *arg, const struct coord_pool_view *),
+                     void *arg)
+{
+    for (uint32_t i = 0; i < c->pools_n; i++) {
+        const struct pool *p = c->pools[i];
+        const struct coord_pool_view v = {
+            .name = p->set.name,
+            .model = p->set.model,
+            .version = p->set.version,
+            .model_dir = p->set.model_dir,
+            .replicas = p->replicas_n,
+            .replicas_ready = p->ready_n,
+            .stages = p->set.stages,
+            .tensor = p->set.tensor,
+            .weight = p->set.weight,
+            .prompt_max = p->set.prompt_max,
+            .credits = p->credits,
+            .credits_free = p->credits > p->load ? p->credits - p->load : 0,
+            .queued = pool_waiting(p),
+            .max_context = p->max_context,
+            .eta_ms = p->load < p->credits
+                          ? 0
+                          : (uint32_t)(notices_wait_us(p, 0, pool_waiting(p) + 1) / 1000),
+            .admitted = p->admitted,
+        };
+        if (!fn(arg, &v))
+            return;
+    }
+}
