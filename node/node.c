@@ -171,6 +171,14 @@ static void on_msg(struct node *n, const struct msg *m)
         node_on_cancel(n, m->cancel.request);
         node_pump(n);
         return;
+    case MSG_KV_RECEIVE:
+        if (admissible(n, m->kv_receive.replica, m->kv_receive.epoch))
+            node_kv_refuse(n, m->kv_receive.transfer, KV_ROLE_TARGET);
+        return;
+    case MSG_KV_SEND:
+        if (admissible(n, m->kv_send.replica, m->kv_send.epoch))
+            node_kv_refuse(n, m->kv_send.transfer, KV_ROLE_SOURCE);
+        return;
     default:
         n->counters.unexpected++;
         node_trace(n, "unexpected message of kind %d", (int)m->kind);

@@ -68,6 +68,7 @@ void node_fault(struct node *n, const struct step_result *r, const char *text);
 
 void node_on_dispatch(struct node *n, const struct journal *j);
 void node_on_cancel(struct node *n, uint64_t request);
+void node_kv_refuse(struct node *n, uint64_t transfer, enum kv_role role);
 void node_on_step(struct node *n, const struct step_result *r);
 // As many plans as the pipeline takes.
 void node_pump(struct node *n);

@@ -51,6 +51,17 @@ void node_on_cancel(struct node *n, uint64_t request)
         send_cancelled(n, request);
 }
 
+void node_kv_refuse(struct node *n, uint64_t transfer, enum kv_role role)
+{
+    struct msg *m = node_send(n, MSG_KV_DONE);
+    m->kv_done = (struct msg_kv_done){.replica = n->replica,
+                                      .epoch = n->epoch,
+                                      .transfer = transfer,
+                                      .role = role,
+                                      .status = STATUS_UNSUPPORTED,
+                                      .text = "this engine moves no KV"};
+}
+
 void node_pump(struct node *n)
 {
     const struct step_plan *plan;

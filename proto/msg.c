@@ -20,6 +20,11 @@ const char *finish_reason_name(enum finish_reason r)
     return (unsigned)r < sizeof names / sizeof *names ? names[r] : "?";
 }
 
+const char *kv_role_name(enum kv_role r)
+{
+    return r == KV_ROLE_SOURCE ? "source" : "target";
+}
+
 const char *msg_kind_name(enum msg_kind k)
 {
     switch (k) {
@@ -39,6 +44,16 @@ const char *msg_kind_name(enum msg_kind k)
         return "PREPARED";
     case MSG_LINK:
         return "LINK";
+    case MSG_KV_READY:
+        return "KV_READY";
+    case MSG_KV_DONE:
+        return "KV_DONE";
+    case MSG_KV_RECEIVE:
+        return "KV_RECEIVE";
+    case MSG_KV_SEND:
+        return "KV_SEND";
+    case MSG_KV_CANCEL:
+        return "KV_CANCEL";
     case MSG_WELCOME:
         return "WELCOME";
     case MSG_FORM:
@@ -100,11 +115,11 @@ static void pack_addresses(struct packer *p, struct rank_addresses *a)
     a->verbs = pack_str(p, a->verbs);
 }
 
-static void pack_link(struct packer *p, struct msg_link *l)
+static const struct link_member *pack_members(struct packer *p, const struct link_member *from,
+                                              uint32_t n)
 {
-    const struct link_member *from = l->members;
-    struct link_member *to = (void *)pack(p, from, l->members_n * sizeof *from);
-    for (uint32_t i = 0; from && i < l->members_n; i++) {
+    struct link_member *to = (void *)pack(p, from, n * sizeof *from);
+    for (uint32_t i = 0; from && i < n; i++) {
         struct link_member copy = from[i];
         copy.name = pack_str(p, copy.name);
         copy.host = pack_str(p, copy.host);
@@ -112,7 +127,14 @@ static void pack_link(struct packer *p, struct msg_link *l)
         if (p->base)
             to[i] = copy;
     }
-    l->members = to;
+    return to;
+}
+
+static void pack_transfer(struct packer *p, const int32_t **tokens, uint32_t n,
+                          struct kv_peer *peer)
+{
+    *tokens = pack(p, *tokens, n * sizeof **tokens);
+    peer->members = pack_members(p, peer->members, peer->members_n);
 }
 
 static struct msg *pack_msg(struct packer *p, const struct msg *m)
@@ -137,9 +159,19 @@ static struct msg *pack_msg(struct packer *p, const struct msg *m)
         break;
     case MSG_PREPARED:
         pack_addresses(p, &copy.prepared.addresses);
+        pack_addresses(p, &copy.prepared.mover);
         break;
     case MSG_LINK:
-        pack_link(p, &copy.link);
+        copy.link.members = pack_members(p, copy.link.members, copy.link.members_n);
+        break;
+    case MSG_KV_RECEIVE:
+        pack_transfer(p, &copy.kv_receive.tokens, m->kv_receive.tokens_n, &copy.kv_receive.source);
+        break;
+    case MSG_KV_SEND:
+        pack_transfer(p, &copy.kv_send.tokens, m->kv_send.tokens_n, &copy.kv_send.target);
+        break;
+    case MSG_KV_DONE:
+        copy.kv_done.text = pack_str(p, m->kv_done.text);
         break;
     case MSG_DISPATCH: {
         struct journal *j = &copy.dispatch.journal;
@@ -152,6 +184,8 @@ static struct msg *pack_msg(struct packer *p, const struct msg *m)
     case MSG_WELCOME:
     case MSG_DISSOLVE:
     case MSG_CANCEL:
+    case MSG_KV_READY:
+    case MSG_KV_CANCEL:
         break;
     }
     if (p->base)
@@ -213,6 +247,33 @@ void msg_describe(const struct msg *m, char *buf, size_t n)
         return;
     case MSG_DISSOLVE:
         snprintf(buf, n, "%s r%llu/e%llu", kind, ull(m->dissolve.replica), ull(m->dissolve.epoch));
+        return;
+    case MSG_KV_RECEIVE:
+        snprintf(buf, n, "%s r%llu/e%llu transfer %llu tokens %u from r%llu/e%llu", kind,
+                 ull(m->kv_receive.replica), ull(m->kv_receive.epoch), ull(m->kv_receive.transfer),
+                 m->kv_receive.tokens_n, ull(m->kv_receive.source.replica),
+                 ull(m->kv_receive.source.epoch));
+        return;
+    case MSG_KV_SEND:
+        snprintf(buf, n, "%s r%llu/e%llu transfer %llu tokens %u from block %u to r%llu/e%llu",
+                 kind, ull(m->kv_send.replica), ull(m->kv_send.epoch), ull(m->kv_send.transfer),
+                 m->kv_send.tokens_n, m->kv_send.first_block, ull(m->kv_send.target.replica),
+                 ull(m->kv_send.target.epoch));
+        return;
+    case MSG_KV_READY:
+        snprintf(buf, n, "%s r%llu/e%llu transfer %llu blocks %u have %u", kind,
+                 ull(m->kv_ready.replica), ull(m->kv_ready.epoch), ull(m->kv_ready.transfer),
+                 m->kv_ready.blocks, m->kv_ready.have);
+        return;
+    case MSG_KV_DONE:
+        snprintf(buf, n, "%s r%llu/e%llu transfer %llu %s %s tokens %u", kind,
+                 ull(m->kv_done.replica), ull(m->kv_done.epoch), ull(m->kv_done.transfer),
+                 kv_role_name(m->kv_done.role), status_name(m->kv_done.status),
+                 m->kv_done.tokens_n);
+        return;
+    case MSG_KV_CANCEL:
+        snprintf(buf, n, "%s r%llu/e%llu transfer %llu", kind, ull(m->kv_cancel.replica),
+                 ull(m->kv_cancel.epoch), ull(m->kv_cancel.transfer));
         return;
     case MSG_DISPATCH:
         snprintf(buf, n, "%s r%llu/e%llu req %llu prompt %u emitted %u", kind,

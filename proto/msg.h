@@ -43,7 +43,7 @@ enum finish_reason {
 const char *
 finish_reason_name(enum finish_reason r); // "stop", "length", "cancelled", "error", "none"
 
-enum { MSG_STOP_IDS = 16 };    // end-of-sequence ids a request may carry
+enum { MSG_STOP_IDS = 16 };   // end-of-sequence ids a request may carry
 enum { MSG_BAND_PROBE = 10 }; // of the coordinator's own probes: above all requests
 
 // All that is needed to start, or to go on with, a request anywhere: its journal.
@@ -86,13 +86,18 @@ enum msg_kind {
     MSG_CANCELLED, // from the lead: answer to MSG_CANCEL, no more tokens of this request follow
     MSG_FAULT,     // this rank's replica broke: which rank is suspected, and why
     MSG_PREPARED,  // answer to FORM: where this rank's peers reach it in this epoch
+    MSG_KV_READY,  // from the lead of a target: blocks are held, its ranks await writes
+    MSG_KV_DONE,   // from either lead: its part of a transfer is over, well or not
     // coordinator -> node
     MSG_WELCOME = 32, // answer to HELLO; again every second: the coordinator is alive
-    MSG_FORM,     // become rank (stage, tensor) of a replica, at this epoch: load the shard
-    MSG_DISSOLVE, // leave the replica; all its work is void
-    MSG_DISPATCH, // to the lead: start or continue a request
-    MSG_CANCEL,   // to the lead
-    MSG_LINK,     // all ranks are prepared: link up with them
+    MSG_FORM,         // become rank (stage, tensor) of a replica, at this epoch: load the shard
+    MSG_DISSOLVE,     // leave the replica; all its work is void
+    MSG_DISPATCH,     // to the lead: start or continue a request
+    MSG_CANCEL,       // to the lead
+    MSG_LINK,         // all ranks are prepared: link up with them
+    MSG_KV_RECEIVE,   // to a lead: take in KV blocks from another replica
+    MSG_KV_SEND,      // to a lead: send KV blocks to another replica
+    MSG_KV_CANCEL,    // to either lead of a transfer
 };
 const char *msg_kind_name(enum msg_kind k);
 
@@ -174,6 +179,8 @@ struct rank_addresses {
 struct msg_prepared {
     uint64_t replica, epoch;
     struct rank_addresses addresses;
+    struct rank_addresses mover; // where this rank takes KV blocks from other replicas; all "" =
+                                 // it does not
 };
 
 struct link_member {
@@ -224,10 +231,93 @@ struct msg_dissolve {
 struct msg_dispatch {
     uint64_t replica, epoch;
     struct journal journal;
+    // Computes what is known and samples one token, then the request is gone here (no CANCEL is
+    // needed); its full blocks stay as prefix cache, and under the lease of a KV_SEND. The token is
+    // sampled where the prompt was computed, because its row is there: the client's first token
+    // does not wait for the transfer.
+    bool prefill_only;
 };
 
 struct msg_cancel {
     uint64_t replica, epoch, request;
+};
+
+// Moving KV: filling the prefix cache of another replica from afar. Only whole blocks move; they
+// land as named blocks, as if the target had computed them, and the next DISPATCH finds them. A
+// transfer that fails costs a computation and never an answer.
+//
+//   coordinator      target lead                source lead
+//     KV_RECEIVE -->  takes blocks, tells its ranks
+//               <--  KV_READY                     (KV_DONE that is not OK: it cannot)
+//     KV_SEND   ---------------------------->  holds what it has, and sends it; what `request` is
+//                                              still computing follows block by block
+//               <----------------------------  KV_DONE source: all is written and taken
+//               <--  KV_DONE target: in the prefix cache
+//     DISPATCH  -->  the journal, its prefix hits
+//
+//  * Every KV_RECEIVE and KV_SEND that is not of a stale epoch gets exactly one KV_DONE of its
+//    role: OK; FULL (no blocks to spare); EXISTS (this transfer is here already); BAD_REQUEST;
+//    BAD_MODEL (other model or block size); NOT_FOUND (source: nothing to send);
+//    UNSUPPORTED (no mover); DEADLINE; CANCELLED; LINK_*.
+//  * Blocks are held by a lease of lease_ms from the receipt of the message. It ends with
+//    KV_CANCEL, the deadline, the end of the epoch, or a failure; then the ranks stop, and only
+//    when all of them said so the blocks are given back: a late write never meets another owner.
+//    What had arrived completely, from the first block on, stays as prefix cache: tokens_n of a
+//    KV_DONE that is not OK says how much.
+//  * After KV_DONE OK a target still holds the blocks until a request uses them, KV_CANCEL, or the
+//    deadline. KV_CANCEL of a transfer that is not here (any more) is dropped.
+struct kv_peer {
+    uint64_t replica, epoch; // of the other side
+    uint32_t stages, tensor;
+    uint64_t fingerprint; // as in its FORMED; must be equal here
+    uint32_t block_tokens;
+    const struct link_member *members; // stages * tensor of them, by (stage, tensor); `addresses`
+                                       // are those of the movers. KV_RECEIVE: none
+    uint32_t members_n;
+};
+
+struct msg_kv_receive {
+    uint64_t replica, epoch;
+    uint64_t transfer;     // unique in the cluster, never 0
+    const int32_t *tokens; // the chain: prompt + emitted so far; its full blocks are moved
+    uint32_t tokens_n;     // at least one block of them
+    uint32_t lease_ms;     // >= 1
+    struct kv_peer source;
+};
+
+struct msg_kv_send {
+    uint64_t replica, epoch, transfer;
+    uint64_t request;      // whose blocks are sent as they fill; 0, or not here: what the cache has
+    const int32_t *tokens; // the same as in KV_RECEIVE
+    uint32_t tokens_n;
+    uint32_t first_block; // the target has those before it: `have` of KV_READY
+    uint32_t lease_ms;
+    struct kv_peer target;
+};
+
+struct msg_kv_ready {
+    uint64_t replica, epoch, transfer;
+    uint32_t blocks; // of the chain
+    uint32_t have;   // of them, were in the prefix cache; blocks == have: nothing to send, KV_DONE
+                     // OK follows at once
+};
+
+enum kv_role { KV_ROLE_SOURCE, KV_ROLE_TARGET };
+const char *kv_role_name(enum kv_role r); // "source", "target"
+
+struct msg_kv_done {
+    uint64_t replica, epoch, transfer;
+    enum kv_role role;
+    enum status status;
+    const char *text;  // why not
+    uint32_t tokens_n; // target: of the chain, now in its prefix cache. source: sent and taken,
+                       // those before first_block included
+    uint64_t bytes;    // that this side moved
+    uint64_t us;       // since the message came
+};
+
+struct msg_kv_cancel {
+    uint64_t replica, epoch, transfer;
 };
 
 struct msg {
@@ -246,6 +336,11 @@ struct msg {
         struct msg_fault fault;
         struct msg_prepared prepared;
         struct msg_link link;
+        struct msg_kv_ready kv_ready;
+        struct msg_kv_done kv_done;
+        struct msg_kv_receive kv_receive;
+        struct msg_kv_send kv_send;
+        struct msg_kv_cancel kv_cancel;
     };
 };
 

@@ -17,6 +17,11 @@ union pb {
     Hadal__Cancel cancel;
     Hadal__Prepared prepared;
     Hadal__Link link;
+    Hadal__KvReady kv_ready;
+    Hadal__KvDone kv_done;
+    Hadal__KvReceive kv_receive;
+    Hadal__KvSend kv_send;
+    Hadal__KvCancel kv_cancel;
 };
 
 // A string of ours as protobuf-c wants it: it does not write through the pointer.
@@ -356,69 +361,37 @@ static void read_form(struct wire_check *c, const union pb *u, struct msg *m)
                                 .transport = p->transport};
 }
 
-static void write_addresses(const struct rank_addresses *from, Hadal__Addresses *pb)
-{
-    hadal__addresses__init(pb);
-    pb->shm = str(from->shm);
-    pb->tcp = str(from->tcp);
-    pb->verbs = str(from->verbs);
-}
-
-static void read_addresses(struct wire_check *c, const Hadal__Addresses *p,
-                           struct rank_addresses *to)
-{
-    *to = (struct rank_addresses){"", "", ""};
-    if (!p)
-        return;
-    wire_check_string(c, "addresses.shm", p->shm, LIMIT_ADDR);
-    wire_check_string(c, "addresses.tcp", p->tcp, LIMIT_ADDR);
-    wire_check_string(c, "addresses.verbs", p->verbs, LIMIT_ADDR);
-    *to = (struct rank_addresses){p->shm, p->tcp, p->verbs};
-}
-
 static bool write_prepared(struct wire_arena *a, const struct msg *m, union pb *u)
 {
-    Hadal__Addresses *pb = wire_arena_alloc(a, sizeof *pb);
+    Hadal__Addresses *pb = wire_arena_alloc(a, 2 * sizeof *pb);
     if (!pb)
         return false;
-    write_addresses(&m->prepared.addresses, pb);
+    wire_write_addresses(&m->prepared.addresses, &pb[0]);
+    wire_write_addresses(&m->prepared.mover, &pb[1]);
     u->prepared = (Hadal__Prepared)HADAL__PREPARED__INIT;
     u->prepared.replica = m->prepared.replica;
     u->prepared.epoch = m->prepared.epoch;
-    u->prepared.addresses = pb;
+    u->prepared.addresses = &pb[0];
+    u->prepared.mover = &pb[1];
     return true;
 }
 
 static void read_prepared(struct wire_check *c, const union pb *u, struct msg *m)
 {
     m->prepared = (struct msg_prepared){.replica = u->prepared.replica, .epoch = u->prepared.epoch};
-    read_addresses(c, u->prepared.addresses, &m->prepared.addresses);
+    wire_read_addresses(c, u->prepared.addresses, &m->prepared.addresses);
+    wire_read_addresses(c, u->prepared.mover, &m->prepared.mover);
 }
 
 static bool write_link(struct wire_arena *a, const struct msg *m, union pb *u)
 {
     const struct msg_link *l = &m->link;
-    struct link_pb {
-        Hadal__LinkMember member;
-        Hadal__Addresses addresses;
-    } *pbs = wire_arena_alloc(a, l->members_n * sizeof *pbs);
-    Hadal__LinkMember **list = wire_arena_alloc(a, l->members_n * sizeof *list);
-    if (!list || !pbs)
-        return false;
-    for (uint32_t i = 0; i < l->members_n; i++) {
-        list[i] = &pbs[i].member;
-        hadal__link_member__init(list[i]);
-        write_addresses(&l->members[i].addresses, &pbs[i].addresses);
-        list[i]->name = str(l->members[i].name);
-        list[i]->host = str(l->members[i].host);
-        list[i]->addresses = &pbs[i].addresses;
-    }
     u->link = (Hadal__Link)HADAL__LINK__INIT;
     u->link.replica = l->replica;
     u->link.epoch = l->epoch;
     u->link.n_members = l->members_n;
-    u->link.members = list;
-    return true;
+    u->link.members = wire_write_members(a, l->members, l->members_n);
+    return u->link.members;
 }
 
 static void read_link(struct wire_check *c, const union pb *u, struct msg *m)
@@ -426,17 +399,7 @@ static void read_link(struct wire_check *c, const union pb *u, struct msg *m)
     const Hadal__Link *p = &u->link;
     wire_check_range(c, "members", p->n_members, 1, LIMIT_RANKS);
     m->link = (struct msg_link){.replica = p->replica, .epoch = p->epoch};
-    if (c->status)
-        return;
-    struct link_member *members = wire_alloc(c, p->n_members, sizeof *members);
-    for (uint32_t i = 0; members && i < p->n_members && !c->status; i++) {
-        wire_check_name(c, "members.name", p->members[i]->name);
-        wire_check_string(c, "members.host", p->members[i]->host, LIMIT_ADDR);
-        members[i].name = p->members[i]->name;
-        members[i].host = p->members[i]->host;
-        read_addresses(c, p->members[i]->addresses, &members[i].addresses);
-    }
-    m->link.members = members;
+    m->link.members = wire_read_members(c, p->members, p->n_members);
     m->link.members_n = (uint32_t)p->n_members;
 }
 
@@ -478,6 +441,7 @@ static bool write_dispatch(struct wire_arena *a, const struct msg *m, union pb *
     u->dispatch.replica = m->dispatch.replica;
     u->dispatch.epoch = m->dispatch.epoch;
     u->dispatch.journal = &pb->journal;
+    u->dispatch.prefill_only = m->dispatch.prefill_only;
     return true;
 }
 
@@ -509,6 +473,7 @@ static void read_dispatch(struct wire_check *c, const union pb *u, struct msg *m
 {
     m->dispatch.replica = u->dispatch.replica;
     m->dispatch.epoch = u->dispatch.epoch;
+    m->dispatch.prefill_only = u->dispatch.prefill_only;
     if (u->dispatch.journal)
         read_journal(c, u->dispatch.journal, &m->dispatch.journal);
     else
@@ -530,6 +495,61 @@ static void read_cancel(struct wire_check *c, const union pb *u, struct msg *m)
     m->cancel = (struct msg_cancel){u->cancel.replica, u->cancel.epoch, u->cancel.request};
 }
 
+// ---- KV between replicas: wire_kv.c
+
+static bool write_kv_ready(struct wire_arena *a, const struct msg *m, union pb *u)
+{
+    wire_write_kv_ready(&m->kv_ready, &u->kv_ready);
+    return true;
+}
+
+static void read_kv_ready(struct wire_check *c, const union pb *u, struct msg *m)
+{
+    wire_read_kv_ready(c, &u->kv_ready, &m->kv_ready);
+}
+
+static bool write_kv_done(struct wire_arena *a, const struct msg *m, union pb *u)
+{
+    wire_write_kv_done(&m->kv_done, &u->kv_done);
+    return true;
+}
+
+static void read_kv_done(struct wire_check *c, const union pb *u, struct msg *m)
+{
+    wire_read_kv_done(c, &u->kv_done, &m->kv_done);
+}
+
+static bool write_kv_receive(struct wire_arena *a, const struct msg *m, union pb *u)
+{
+    return wire_write_kv_receive(a, &m->kv_receive, &u->kv_receive);
+}
+
+static void read_kv_receive(struct wire_check *c, const union pb *u, struct msg *m)
+{
+    wire_read_kv_receive(c, &u->kv_receive, &m->kv_receive);
+}
+
+static bool write_kv_send(struct wire_arena *a, const struct msg *m, union pb *u)
+{
+    return wire_write_kv_send(a, &m->kv_send, &u->kv_send);
+}
+
+static void read_kv_send(struct wire_check *c, const union pb *u, struct msg *m)
+{
+    wire_read_kv_send(c, &u->kv_send, &m->kv_send);
+}
+
+static bool write_kv_cancel(struct wire_arena *a, const struct msg *m, union pb *u)
+{
+    wire_write_kv_cancel(&m->kv_cancel, &u->kv_cancel);
+    return true;
+}
+
+static void read_kv_cancel(struct wire_check *c, const union pb *u, struct msg *m)
+{
+    wire_read_kv_cancel(c, &u->kv_cancel, &m->kv_cancel);
+}
+
 struct codec {
     const ProtobufCMessageDescriptor *type;
     bool (*write)(struct wire_arena *a, const struct msg *m, union pb *u); // false: arena is full
@@ -547,6 +567,11 @@ static const struct codec *codec_of(uint8_t kind)
         [MSG_FAULT] = {&hadal__fault__descriptor, write_fault, read_fault},
         [MSG_PREPARED] = {&hadal__prepared__descriptor, write_prepared, read_prepared},
         [MSG_LINK] = {&hadal__link__descriptor, write_link, read_link},
+        [MSG_KV_READY] = {&hadal__kv_ready__descriptor, write_kv_ready, read_kv_ready},
+        [MSG_KV_DONE] = {&hadal__kv_done__descriptor, write_kv_done, read_kv_done},
+        [MSG_KV_RECEIVE] = {&hadal__kv_receive__descriptor, write_kv_receive, read_kv_receive},
+        [MSG_KV_SEND] = {&hadal__kv_send__descriptor, write_kv_send, read_kv_send},
+        [MSG_KV_CANCEL] = {&hadal__kv_cancel__descriptor, write_kv_cancel, read_kv_cancel},
         [MSG_WELCOME] = {&hadal__welcome__descriptor, write_welcome, read_welcome},
         [MSG_FORM] = {&hadal__form__descriptor, write_form, read_form},
         [MSG_DISSOLVE] = {&hadal__dissolve__descriptor, write_dissolve, read_dissolve},

@@ -46,3 +46,28 @@ void wire_write_sampling(const struct sampling *s, Hadal__Sampling *pb);
 void wire_read_sampling(struct wire_check *c, const Hadal__Sampling *pb, struct sampling *out);
 Hadal__Logprob **wire_write_top(struct wire_arena *a, const struct logprob *top, uint32_t n);
 const struct logprob *wire_read_top(struct wire_check *c, Hadal__Logprob **pb, size_t n);
+
+// ---- wire_kv.c: members of a replica, and the messages that move KV between replicas
+
+void wire_write_addresses(const struct rank_addresses *from, Hadal__Addresses *pb);
+void wire_read_addresses(struct wire_check *c, const Hadal__Addresses *p,
+                         struct rank_addresses *to);
+// NULL: the arena is full.
+Hadal__LinkMember **wire_write_members(struct wire_arena *a, const struct link_member *members,
+                                       uint32_t n);
+// The count is checked by the caller.
+const struct link_member *wire_read_members(struct wire_check *c, Hadal__LinkMember **pb, size_t n);
+
+void wire_write_kv_ready(const struct msg_kv_ready *r, Hadal__KvReady *pb);
+void wire_read_kv_ready(struct wire_check *c, const Hadal__KvReady *pb, struct msg_kv_ready *out);
+void wire_write_kv_done(const struct msg_kv_done *d, Hadal__KvDone *pb);
+void wire_read_kv_done(struct wire_check *c, const Hadal__KvDone *pb, struct msg_kv_done *out);
+bool wire_write_kv_receive(struct wire_arena *a, const struct msg_kv_receive *r,
+                           Hadal__KvReceive *pb);
+void wire_read_kv_receive(struct wire_check *c, const Hadal__KvReceive *pb,
+                          struct msg_kv_receive *out);
+bool wire_write_kv_send(struct wire_arena *a, const struct msg_kv_send *s, Hadal__KvSend *pb);
+void wire_read_kv_send(struct wire_check *c, const Hadal__KvSend *pb, struct msg_kv_send *out);
+void wire_write_kv_cancel(const struct msg_kv_cancel *k, Hadal__KvCancel *pb);
+void wire_read_kv_cancel(struct wire_check *c, const Hadal__KvCancel *pb,
+                         struct msg_kv_cancel *out);

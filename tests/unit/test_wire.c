@@ -35,6 +35,9 @@ static const struct sampling sampling = {.seed = UINT64_MAX,
                                          .logprobs = true,
                                          .top_logprobs = 20};
 
+static const struct kv_peer kv_target = {7, 8, 2, 1, 9, 16, members, 2};
+static const struct kv_peer kv_source = {7, 8, 2, 1, 9, 16, NULL, 0};
+
 static const struct msg messages[] = {
     {.kind = MSG_HELLO, .hello = {MSG_VERSION, "node-1", 42, 1234, "host", "cpu", true}},
     {.kind = MSG_HEARTBEAT, .heartbeat = {1, 2, 3, 4, 5, {6, 7, 8, 9}, 10, 11, 12, 12, 1ull << 40}},
@@ -45,10 +48,22 @@ static const struct msg messages[] = {
     {.kind = MSG_WELCOME, .welcome = {100}},
     {.kind = MSG_FORM, .form = {1, 2, "/models/x", 2, 2, 1, 0, TRANSPORT_TCP}},
     {.kind = MSG_PREPARED, .prepared = {1, 2, {"shm:a", "", "verbs:b"}}},
+    {.kind = MSG_PREPARED, .prepared = {1, 2, {"shm:a", "", ""}, {"shm:m", "tcp:m", ""}}},
     {.kind = MSG_LINK, .link = {1, 2, members, 2}},
+    {.kind = MSG_KV_READY, .kv_ready = {1, 2, UINT64_MAX, 4, 4}},
+    {.kind = MSG_KV_DONE,
+     .kv_done = {1, 2, 3, KV_ROLE_TARGET, STATUS_DEADLINE, "the lease ran out", 32, 1ull << 40,
+                 123456}},
+    {.kind = MSG_KV_DONE, .kv_done = {1, 2, 3, KV_ROLE_SOURCE, STATUS_FULL, "", 0, 0, 0}},
+    {.kind = MSG_KV_RECEIVE, .kv_receive = {1, 2, 3, prompt, 5, 1000, kv_source}},
+    {.kind = MSG_KV_SEND, .kv_send = {1, 2, 3, UINT64_MAX, prompt, 5, 1, 1000, kv_target}},
+    {.kind = MSG_KV_SEND, .kv_send = {1, 2, 3, 0, emitted, 2, 0, 1, kv_target}},
+    {.kind = MSG_KV_CANCEL, .kv_cancel = {1, 2, 3}},
     {.kind = MSG_DISSOLVE, .dissolve = {1, 2}},
     {.kind = MSG_DISPATCH,
      .dispatch = {1, 2, {42, prompt, 5, emitted, 2, 100, {2, 3}, 2, 9, sampling}}},
+    {.kind = MSG_DISPATCH,
+     .dispatch = {1, 2, {42, prompt, 5, NULL, 0, 100, {2}, 1, 9, sampling}, true}},
     {.kind = MSG_CANCEL, .cancel = {1, 2, 3}},
     {.kind = MSG_HEARTBEAT,
      .heartbeat = {.steps = 3,
@@ -176,7 +191,10 @@ static void test_round_trip(void **state)
 
 static void test_fields_arrive(void **state)
 {
-    struct strbuf b = encode_msg(&messages[11]);
+    size_t at = 0;
+    while (messages[at].kind != MSG_DISPATCH)
+        at++;
+    struct strbuf b = encode_msg(&messages[at]);
     struct wire_decoder d;
     wire_decoder_init(&d, 0);
     wire_decoder_feed(&d, b.v, b.n);
@@ -196,6 +214,37 @@ static void test_fields_arrive(void **state)
     char line[128];
     msg_describe(&m, line, sizeof line);
     assert_string_equal(line, "DISPATCH r1/e2 req 42 prompt 5 emitted 2");
+    wire_arena_finish(&a);
+    wire_decoder_finish(&d);
+    strbuf_finish(&b);
+}
+
+static void test_transfers_arrive(void **state)
+{
+    size_t at = 0;
+    while (messages[at].kind != MSG_KV_SEND)
+        at++;
+    struct strbuf b = encode_msg(&messages[at]);
+    struct wire_decoder d;
+    wire_decoder_init(&d, 0);
+    wire_decoder_feed(&d, b.v, b.n);
+    struct wire_frame f;
+    struct wire_arena a = {0};
+    struct msg m;
+    assert_int_equal(wire_decoder_next(&d, &f, NULL), STATUS_OK);
+    assert_int_equal(wire_decode_msg(&a, &f, &m, NULL), STATUS_OK);
+    const struct msg_kv_send *k = &m.kv_send;
+    assert_true(k->transfer == 3 && k->request == UINT64_MAX && k->first_block == 1);
+    assert_int_equal(k->tokens_n, 5);
+    assert_memory_equal(k->tokens, prompt, sizeof prompt);
+    assert_int_equal(k->lease_ms, 1000);
+    assert_true(k->target.replica == 7 && k->target.epoch == 8 && k->target.fingerprint == 9);
+    assert_true(k->target.stages == 2 && k->target.tensor == 1 && k->target.block_tokens == 16);
+    assert_int_equal(k->target.members_n, 2);
+    assert_string_equal(k->target.members[1].addresses.verbs, "verbs");
+    char line[128];
+    msg_describe(&m, line, sizeof line);
+    assert_string_equal(line, "KV_SEND r1/e2 transfer 3 tokens 5 from block 1 to r7/e8");
     wire_arena_finish(&a);
     wire_decoder_finish(&d);
     strbuf_finish(&b);
@@ -258,7 +307,10 @@ static void test_bad_headers(void **state)
 // A broken stream stays broken, and a decoder with a smaller limit keeps to it.
 static void test_broken_for_good(void **state)
 {
-    struct strbuf b = encode_msg(&messages[11]);
+    size_t at = 0;
+    while (messages[at].kind != MSG_DISPATCH)
+        at++;
+    struct strbuf b = encode_msg(&messages[at]);
     struct wire_decoder d;
     struct wire_frame f;
     wire_decoder_init(&d, 16);
@@ -335,6 +387,38 @@ static void test_bad_messages(void **state)
          STATUS_LINK_PROTOCOL,
          "top_logprobs"},
         {{.kind = MSG_CANCEL}, STATUS_LINK_PROTOCOL, "request"},
+        {{.kind = MSG_PREPARED, .prepared = {1, 2, {"", "", ""}, {"", "\xFF", ""}}},
+         STATUS_LINK_PROTOCOL,
+         "addresses.tcp: not UTF-8"},
+        {{.kind = MSG_KV_READY, .kv_ready = {1, 2, 3, 4, 5}}, STATUS_LINK_PROTOCOL, "have: 5"},
+        {{.kind = MSG_KV_READY, .kv_ready = {1, 2, 0, 4, 4}}, STATUS_LINK_PROTOCOL, "transfer"},
+        {{.kind = MSG_KV_READY, .kv_ready = {1, 2, 3, 0, 0}}, STATUS_LINK_PROTOCOL, "blocks: 0"},
+        {{.kind = MSG_KV_DONE, .kv_done = {1, 2, 3, 2, STATUS_OK, ""}},
+         STATUS_LINK_PROTOCOL,
+         "role: 2"},
+        {{.kind = MSG_KV_DONE, .kv_done = {1, 2, 3, 0, -7, ""}},
+         STATUS_LINK_PROTOCOL,
+         "status: -7"},
+        {{.kind = MSG_KV_RECEIVE, .kv_receive = {1, 2, 3, prompt, 0, 1, kv_source}},
+         STATUS_LINK_PROTOCOL,
+         "tokens: 0"},
+        {{.kind = MSG_KV_RECEIVE, .kv_receive = {1, 2, 3, prompt, 5, 0, kv_source}},
+         STATUS_LINK_PROTOCOL,
+         "lease_ms: 0"},
+        {{.kind = MSG_KV_RECEIVE, .kv_receive = {1, 2, 3, prompt, 5, 1, kv_target}},
+         STATUS_LINK_PROTOCOL,
+         "peer.members: 2"},
+        {{.kind = MSG_KV_SEND, .kv_send = {1, 2, 3, 0, prompt, 5, 0, 1, kv_source}},
+         STATUS_LINK_PROTOCOL,
+         "peer.members: 0"},
+        {{.kind = MSG_KV_SEND, .kv_send = {1, 2, 3, 0, prompt, 5, 0, 1, {.stages = 65}}},
+         STATUS_LINK_PROTOCOL,
+         "peer.stages: 65"},
+        {{.kind = MSG_KV_SEND,
+          .kv_send = {1, 2, 3, 0, (const int32_t[]){1, -1}, 2, 0, 1, kv_target}},
+         STATUS_LINK_PROTOCOL,
+         "tokens[1]: -1"},
+        {{.kind = MSG_KV_CANCEL, .kv_cancel = {1, 2, 0}}, STATUS_LINK_PROTOCOL, "transfer"},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         struct strbuf b = encode_msg(&cases[i].m), out = {0};
@@ -461,11 +545,17 @@ static void test_codes(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_round_trip),      cmocka_unit_test(test_fields_arrive),
-        cmocka_unit_test(test_pieces),          cmocka_unit_test(test_bad_headers),
-        cmocka_unit_test(test_broken_for_good), cmocka_unit_test(test_bad_messages),
-        cmocka_unit_test(test_bad_rpcs),        cmocka_unit_test(test_damage),
-        cmocka_unit_test(test_amplification),   cmocka_unit_test(test_too_large_to_send),
+        cmocka_unit_test(test_round_trip),
+        cmocka_unit_test(test_fields_arrive),
+        cmocka_unit_test(test_transfers_arrive),
+        cmocka_unit_test(test_pieces),
+        cmocka_unit_test(test_bad_headers),
+        cmocka_unit_test(test_broken_for_good),
+        cmocka_unit_test(test_bad_messages),
+        cmocka_unit_test(test_bad_rpcs),
+        cmocka_unit_test(test_damage),
+        cmocka_unit_test(test_amplification),
+        cmocka_unit_test(test_too_large_to_send),
         cmocka_unit_test(test_codes),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
