@@ -92,6 +92,10 @@ void admin_status_json(const struct admin_view *v, struct strbuf *out)
     put_uint(&o, "tokens", st.tokens);
     put_uint(&o, "dispatches", st.dispatches);
     put_uint(&o, "moves", st.moves);
+    put_uint(&o, "transferring", st.transferring);
+    put_uint(&o, "moved_with_kv", st.transfers[COORD_TRANSFER_MOVED]);
+    put_uint(&o, "kv_bytes", st.kv_bytes);
+    put_uint(&o, "prompts_apart", st.prompts_apart);
     put_uint(&o, "fences", st.fences);
     put_uint(&o, "forms", st.forms);
     put_uint(&o, "forms_failed", st.forms_failed);
@@ -206,6 +210,7 @@ static bool add_replica(void *arg, const struct coord_replica_view *r)
     strbuf_puts(l->out, "]");
     put_uint(&o, "formed", r->formed_n);
     put_uint(&o, "running", r->running);
+    put_uint(&o, "reserved", r->reserved);
     put_uint(&o, "waiting", r->waiting);
     put_uint(&o, "credits", r->credits);
     put_uint(&o, "max_context", r->max_context);
@@ -232,6 +237,34 @@ void admin_replicas_json(const struct admin_view *v, struct strbuf *out)
     struct list l = {.view = v, .out = out};
     strbuf_puts(out, "{\"replicas\":[");
     coord_each_replica(v->core, add_replica, &l);
+    strbuf_puts(out, "]}");
+}
+
+static bool add_transfer(void *arg, const struct coord_transfer_view *t)
+{
+    struct list *l = arg;
+    struct object o = next_object(l);
+    char id[20];
+    snprintf(id, sizeof id, "%016" PRIx64, t->request);
+    put_uint(&o, "id", t->id);
+    put_text(&o, "request", id);
+    put_text(&o, "state", coord_transfer_state_name(t->state));
+    put_uint(&o, "source", t->source);
+    put_uint(&o, "target", t->target);
+    put_uint(&o, "tokens", t->tokens_n);
+    put_uint(&o, "blocks", t->blocks);
+    put_uint(&o, "have", t->have);
+    put_uint(&o, "age_ms", since_ms(l->view->now_us, t->begun_us));
+    put_uint(&o, "lease_ms", t->lease_ms);
+    close_object(&o);
+    return true;
+}
+
+void admin_transfers_json(const struct admin_view *v, struct strbuf *out)
+{
+    struct list l = {.view = v, .out = out};
+    strbuf_puts(out, "{\"transfers\":[");
+    coord_each_transfer(v->core, add_transfer, &l);
     strbuf_puts(out, "]}");
 }
 

@@ -287,6 +287,22 @@ static void work(const struct coord_stats *st, struct strbuf *out)
             st->protocol_errors);
 }
 
+static void transfers(const struct coord_stats *st, struct strbuf *out)
+{
+    gauge(out, "hadal_kv_transfers", "KV transfers under way.", st->transferring);
+    header(out, "hadal_kv_transfers_total", "counter", "KV transfers that ended, by why.");
+    for (int i = 0; i < COORD_TRANSFER_ENDS; i++)
+        labelled(out, "hadal_kv_transfers_total", "end",
+                 coord_transfer_end_name((enum coord_transfer_end)i), st->transfers[i]);
+    counter(out, "hadal_kv_tokens_total", "Tokens whose KV was moved.", st->kv_tokens);
+    counter(out, "hadal_kv_bytes_total", "Bytes of KV moved.", st->kv_bytes);
+    counter(out, "hadal_kv_microseconds_total", "Time of the transfers that arrived.", st->kv_us);
+    counter(out, "hadal_prompts_apart_total", "Long prompts computed by a prefill replica.",
+            st->prompts_apart);
+    counter(out, "hadal_handed_over_plain_total",
+            "Running requests handed over to be computed again.", st->handed_plain);
+}
+
 static void clients(const struct shell_counters *c, struct strbuf *out)
 {
     header(out, "hadal_http_responses_total", "counter", "HTTP responses by status code.");
@@ -324,6 +340,7 @@ void admin_metrics(const struct admin_view *v, struct strbuf *out)
     tenants(v->core, out);
     breakers(v->core, out);
     work(&st, out);
+    transfers(&st, out);
     clients(v->counters, out);
     gauge(out, "hadal_resident_bytes", "Resident memory of the coordinator.", admin_rss_bytes());
     gauge(out, "hadal_uptime_seconds", "Since the coordinator started.",

@@ -33,6 +33,8 @@ struct yaml_band {
 struct yaml {
     char *http, *rpc, *model, *model_name;
     char *transport;
+    bool *kv_move;
+    int64_t *kv_min_tokens, *kv_lease_ms, *long_prompt_tokens;
     int64_t *replicas, *prefill, *decode, *stages, *tensor;
     int64_t *heartbeat_ms, *heartbeat_timeout_ms, *hang_ms, *warmup_timeout_ms;
     int64_t *queue_limit, *default_deadline_ms, *grace_ms, *retention_ms, *retain_limit;
@@ -111,6 +113,10 @@ static const cyaml_schema_field_t fields[] = {
     NUMBER(replicas),
     NUMBER(prefill),
     NUMBER(decode),
+    CYAML_FIELD_BOOL_PTR("kv_move", CYAML_FLAG_POINTER | CYAML_FLAG_OPTIONAL, struct yaml, kv_move),
+    NUMBER(kv_min_tokens),
+    NUMBER(kv_lease_ms),
+    NUMBER(long_prompt_tokens),
     NUMBER(stages),
     NUMBER(tensor),
     NUMBER(heartbeat_ms),
@@ -227,6 +233,9 @@ static enum status take_numbers(const char *path, const struct yaml *y,
         {"replicas", y->replicas, &c->core.replicas, 1, COORD_MAX_REPLICAS},
         {"prefill", y->prefill, &c->core.prefill_replicas, 0, COORD_MAX_REPLICAS},
         {"decode", y->decode, &c->core.decode_replicas, 0, COORD_MAX_REPLICAS},
+        {"kv_min_tokens", y->kv_min_tokens, &c->core.kv_min_tokens, 0, LIMIT_CONTEXT},
+        {"kv_lease_ms", y->kv_lease_ms, &c->core.kv_lease_ms, 100, day},
+        {"long_prompt_tokens", y->long_prompt_tokens, &c->core.long_prompt_tokens, 1, LIMIT_CONTEXT},
         {"stages", y->stages, &c->core.stages, 1, LIMIT_STAGES},
         {"tensor", y->tensor, &c->core.tensor, 1, LIMIT_TENSOR},
         {"heartbeat_ms", y->heartbeat_ms, &c->core.heartbeat_ms, 1, 60000},
@@ -262,6 +271,8 @@ static enum status take_numbers(const char *path, const struct yaml *y,
     enum status s = check_numbers(path, "", numbers, sizeof numbers / sizeof *numbers, err);
     c->core.ageing_band = (uint8_t)ageing_band;
     c->core.slow_factor = (float)slow_factor;
+    if (y->kv_move)
+        c->core.kv_move = *y->kv_move;
     return s;
 }
 

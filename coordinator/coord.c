@@ -45,6 +45,11 @@ void coord_config_default(struct coord_config *cfg)
         .ageing_ms = 15000,
         .ageing_band = QUEUE_BANDS - 2,
         .preempt_limit = 3,
+        .kv_move = true,
+        .kv_min_tokens = 64,
+        .long_prompt_tokens = 512,
+        .kv_lease_ms = 10000,
+        .kv_retry_ms = 200,
         .queue_limit = 1024,
         .queue_tokens_limit = 16 << 20,
         .queued_notice_ms = 500,
@@ -115,6 +120,8 @@ static enum status config_check(const struct coord_config *k, struct errmsg *err
             "coordinator: hang_ms, warmup_timeout_ms, reload_timeout_ms, cancel_timeout_ms, "
             "queued_notice_ms and backoff_ms must be above 0, backoff_max_ms not "
             "below backoff_ms");
+    if (!k->kv_lease_ms)
+        return errmsg_set(err, STATUS_BAD_CONFIG, "coordinator: kv_lease_ms must be above 0");
     if (k->ageing_band >= QUEUE_BANDS || k->other_tenants.max_band >= QUEUE_BANDS)
         return errmsg_set(err, STATUS_BAD_CONFIG,
                           "coordinator: ageing_band, max_band: not in 0..9");
@@ -382,6 +389,9 @@ static void fire(struct coord *c, struct timer *t)
     case TIMER_CANCEL:
         replica_cancel_timer(c, CONTAINER_OF(t, struct replica, cancel_timer));
         break;
+    case TIMER_TRANSFER:
+        transfer_timer(c, CONTAINER_OF(t, struct transfer, timer));
+        break;
     case TIMER_WAIT:
         requests_wait_timer(c, CONTAINER_OF(t, struct request, wait));
         break;
@@ -415,7 +425,7 @@ static void run_timers(struct coord *c)
 
 static void settle(struct coord *c)
 {
-    dispatch_hand_over(c);
+    handover_pump(c);
     replicas_place(c);
     dispatch_pump(c);
     if (c->closes && !c->live_n)

@@ -145,6 +145,12 @@ struct coord_config {
     uint32_t band_deadline_ms[10]; // for requests that name none; 0 = default_deadline_ms
     const struct coord_breaker *breakers; // breakers_n of them, copied
     uint32_t breakers_n;
+    // KV that moves (transfer.h, handover.c).
+    bool kv_move;                // false: what is handed over is computed again
+    uint32_t kv_min_tokens;      // less context than this is computed again
+    uint32_t long_prompt_tokens; // so many to be computed: a PREFILL replica does it
+    uint32_t kv_lease_ms;        // of a transfer whose source has computed all of it
+    uint32_t kv_retry_ms;        // after one that failed
     // Requests.
     uint32_t max_context;         // tokens; used until a lead told its own. 0 = not known yet
     uint32_t queue_limit;         // requests waiting
@@ -380,6 +386,26 @@ enum coord_request_state {
 };
 const char *coord_request_state_name(enum coord_request_state s); // "queued", ...
 
+// A transfer of KV blocks between two replicas (transfer.h).
+enum coord_transfer_state {
+    COORD_TRANSFER_OFFERED, // the target has been asked to take blocks
+    COORD_TRANSFER_SENDING,
+    COORD_TRANSFER_LANDED, // the target has them; the source lets go of the request
+    COORD_TRANSFER_ENDED,
+};
+const char *coord_transfer_state_name(enum coord_transfer_state s); // "offered", ...
+enum coord_transfer_end {
+    COORD_TRANSFER_MOVED,   // the request goes on at the target
+    COORD_TRANSFER_REFUSED, // the target had no room
+    COORD_TRANSFER_SOURCE,  // failed there
+    COORD_TRANSFER_TARGET,
+    COORD_TRANSFER_LEASE,   // took too long
+    COORD_TRANSFER_REPLICA, // one of the two was fenced, or takes no requests any more
+    COORD_TRANSFER_REQUEST, // ended, stopped, cancelled, or gave way
+    COORD_TRANSFER_ENDS,
+};
+const char *coord_transfer_end_name(enum coord_transfer_end e); // "moved", "refused", ...
+
 struct coord_node_view {
     const char *name, *host, *backend;
     uint64_t incarnation, conn; // conn 0 = none
@@ -407,6 +433,7 @@ struct coord_replica_view {
     const char *const *nodes;      // names by (stage, tensor), NULL where vacant; stages * tensor
     uint32_t prepared_n, formed_n; // ranks that have loaded, that are ready
     uint32_t running;              // requests placed on it
+    uint32_t reserved;             // places held for requests whose KV is on its way
     uint32_t credits;              // how many it may have; 0 unless ready
     uint32_t max_context, kv_blocks, kv_free, block_tokens, waiting;
     enum transport_choice transport; // among its ranks; AUTO: not formed, or one rank
@@ -461,6 +488,11 @@ struct coord_stats {
     uint64_t preemptions;               // running requests that gave way to a higher band
     uint64_t fences, forms, forms_failed;
     uint64_t probes, probes_failed, quarantines;
+    uint32_t transferring;                    // transfers under way
+    uint64_t transfers[COORD_TRANSFER_ENDS];  // that ended, by why
+    uint64_t kv_tokens, kv_bytes, kv_us;      // of those that landed
+    uint64_t prompts_apart;                   // long prompts given to a replica for prefill
+    uint64_t handed_plain;                    // running requests handed over without their KV
     uint64_t stale_dropped;     // messages of an old epoch or of a replaced connection
     uint64_t duplicate_dropped; // tokens that were known already
     uint64_t protocol_errors;
@@ -472,6 +504,16 @@ struct coord_pool_view {
     uint32_t credits, credits_free, queued, max_context;
     uint32_t eta_ms; // of a request that came now
     uint64_t admitted;
+};
+
+struct coord_transfer_view {
+    uint64_t id, request;
+    enum coord_transfer_state state;
+    uint64_t source, target; // replicas
+    uint32_t tokens_n;
+    uint32_t blocks, have; // 0 until the target is ready; have: were in its cache
+    uint64_t begun_us;
+    uint32_t lease_ms; // that is left; 0 = landed
 };
 
 struct coord_tenant_view {
@@ -495,6 +537,8 @@ struct coord_breaker_view {
 };
 void coord_each_breaker(const struct coord *c,
                         bool (*fn)(void *arg, const struct coord_breaker_view *), void *arg);
+void coord_each_transfer(const struct coord *c,
+                         bool (*fn)(void *arg, const struct coord_transfer_view *), void *arg);
 void coord_each_tenant(const struct coord *c,
                        bool (*fn)(void *arg, const struct coord_tenant_view *), void *arg);
 void coord_each_pool(const struct coord *c, bool (*fn)(void *arg, const struct coord_pool_view *),

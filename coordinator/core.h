@@ -11,7 +11,9 @@
 //   quarantine.c who is kept out, for how long; stragglers
 //   lifecycle.c  admission, the end of a request, retention
 //   tokens.c     how tokens enter the journals
-//   dispatch.c   the queues' order, routing, hand-over
+//   transfer.c   KV on its way from one replica to another
+//   handover.c   running requests go on elsewhere, with their KV or without
+//   dispatch.c   the queues' order, routing
 //   preempt.c    running requests give way to higher bands
 //   breakers.c   rules of the configuration
 //   notices.c    places and estimates told to those who wait
@@ -27,6 +29,7 @@
 #include "coordinator/breaker.h"
 #include "coordinator/eta.h"
 #include "coordinator/fair.h"
+#include "coordinator/kvrate.h"
 #include "coordinator/idmap.h"
 #include "coordinator/pace.h"
 #include "coordinator/probe.h"
@@ -34,11 +37,13 @@
 #include "coordinator/request.h"
 #include "coordinator/ring.h"
 #include "coordinator/timers.h"
+#include "coordinator/transfer.h"
 
 enum timer_kind {
     TIMER_MEMBER,  // silent for too long; lost: forget it
     TIMER_REPLICA, // forming: give up; vacant: back-off is over
     TIMER_CANCEL,  // a replica's oldest CANCEL is not answered
+    TIMER_TRANSFER, // its lease
     TIMER_WAIT,    // a request's deadline
     TIMER_LIFE,    // a request's grace or retention
     TIMER_NOTICE,  // tell waiting requests their places
@@ -123,6 +128,8 @@ enum rank_phase { RANK_LOADING, RANK_PREPARED, RANK_FORMED };
 struct rank_link {
     enum rank_phase phase;
     char *shm, *tcp, *verbs; // owned; where its peers reach it in this epoch; NULL before PREPARED
+    char *mover_shm, *mover_tcp, *mover_verbs; // the same for its mover (transfer.h)
+    bool has_mover;
 };
 
 // Its golden probe.
@@ -157,6 +164,9 @@ struct replica {
     uint32_t moving_n;            // of leaving
     uint32_t preempting_n;        // of leaving: their places are given to others already
     uint32_t soft_n[QUEUE_BANDS]; // running ones that may be preempted, by lane_band
+    uint32_t reserved_n;          // places held for requests whose KV is on its way here
+    uint32_t sending_n;           // transfers from here
+    uint64_t backlog;             // tokens of running requests that have no token yet
     uint32_t suspects;            // placed requests with `suspect`
     uint32_t fails;               // in a row
     uint64_t forms, fences;
@@ -189,6 +199,8 @@ struct pool {
     uint32_t moving_n;            // MOVING
     uint32_t soft_n[QUEUE_BANDS]; // of replicas that serve
     struct eta eta;
+    struct kvrate kvrate;
+    uint32_t landed_n; // transfers that wait for their source to let go
     uint32_t max_context;      // 0 = not known
     struct probe_answer known; // n 0 = not yet
     uint64_t known_fingerprint;
@@ -228,6 +240,9 @@ struct coord {
     struct request_list retained;
     uint64_t retained_tokens;
     uint32_t live_n; // QUEUED, RUNNING, MOVING
+    struct transfer *transfers; // under way
+    uint32_t transfers_n;
+    uint64_t transfers_begun;
     bool closing;
     struct waiter *closes;
     struct coord_stats stats; // the counters of it
@@ -309,13 +324,13 @@ void replica_watch(struct coord *c, struct replica *r); // judge its health
 // gives way and the one that takes its place can be on their way at once.
 static inline uint32_t replica_load(const struct replica *r)
 {
-    return r->running.n + r->leaving.n - r->preempting_n;
+    return r->running.n + r->leaving.n - r->preempting_n + r->reserved_n;
 }
 
 // ---- roles.c ----
 void role_init(struct replica *r, uint32_t index);     // in its pool
 void roles_settle(struct coord *c, struct replica *r); // it became READY, or ceased to be
-void replica_serve(struct replica *r, bool on);
+void replica_serve(struct coord *c, struct replica *r, bool on);
 bool replica_hands_over(const struct replica *r);
 void replica_set_role(struct coord *c, struct replica *r, enum coord_role role);
 
@@ -377,9 +392,18 @@ void request_enqueue(struct coord *c, struct request *q);
 void request_dequeue(struct coord *c, struct request *q);
 void request_unplace(struct coord *c, struct request *q); // off its replica's lists
 void request_leave(struct coord *c, struct request *q, enum coord_request_state to); // + CANCEL
-void dispatch_hand_over(struct coord *c);
 void dispatch_pump(struct coord *c);
-void dispatch_to(struct coord *c, struct request *q, struct replica *r); // may end q instead
+bool dispatch_to(struct coord *c, struct request *q, struct replica *r); // false: it ended q
+struct replica *route(const struct coord *c, const struct request *q);   // NULL = no place
+
+// ---- handover.c ----
+void handover_pump(struct coord *c);
+// The replica that computes q's prompt, when it is long, for the target; NULL: the target does.
+struct replica *handover_pair(const struct coord *c, const struct request *q,
+                              const struct replica *target);
+void backlog_add(struct request *q); // it was placed
+void backlog_clear(struct request *q);
+void backlog_measure(struct coord *c, const struct request *q, const struct token_out *first);
 
 // ---- preempt.c ----
 void preempt_note(struct coord *c, struct request *q, bool runs); // enters or leaves `running`

@@ -1,5 +1,4 @@
-// The way from the queues to the replicas: who is next, where it goes, and the hand-over from
-// draining replicas. Runs at the end of every step, and does something only when there are both a
+// The way from the queues to the replicas: who is next, and where it goes. Runs at the end of every step, and does something only when there are both a
 // waiting request and a free credit.
 #include <assert.h>
 #include <inttypes.h>
@@ -50,12 +49,15 @@ static void request_place(struct coord *c, struct request *q, struct replica *r)
     if (q->class != QUEUE_FAIR)
         q->lane_band = q->band;
     preempt_note(c, q, true);
+    backlog_add(q);
 }
 
 void request_unplace(struct coord *c, struct request *q)
 {
     struct replica *r = q->replica;
     bool gave_way = q->state != COORD_REQ_RUNNING && q->preempted;
+    transfer_end(c, q->transfer, COORD_TRANSFER_REQUEST);
+    backlog_clear(q);
     if (q->state == COORD_REQ_RUNNING) {
         preempt_note(c, q, false);
         request_list_remove(&r->running, q);
@@ -74,6 +76,8 @@ void request_unplace(struct coord *c, struct request *q)
 void request_leave(struct coord *c, struct request *q, enum coord_request_state to)
 {
     struct replica *r = q->replica;
+    if (q->transfer && !(q->transfer->state == COORD_TRANSFER_LANDED && to == COORD_REQ_MOVING))
+        transfer_end(c, q->transfer, COORD_TRANSFER_REQUEST);
     if (q->state == COORD_REQ_RUNNING) {
         preempt_note(c, q, false);
         request_list_remove(&r->running, q);
@@ -120,13 +124,17 @@ static bool fits(void *arg, uint64_t id)
 }
 
 // The key's replica, or the next on the ring that is under the cap; when those that are have no
-// credit (replicas of different sizes), whoever has one. NULL: nobody.
-static struct replica *route(const struct coord *c, const struct request *q)
+// credit (replicas of different sizes), whoever has one. Before all, one that has some of its KV.
+// NULL: nobody.
+struct replica *route(const struct coord *c, const struct request *q)
 {
     const struct pool *p = q->pool;
     if (p->load >= p->credits)
         return NULL;
     struct routing w = {c, q, ring_cap(p->load, p->warm_n)};
+    struct replica *near = q->prefer ? replicas_find(c, q->prefer) : NULL;
+    if (near && near->serves && near->pool == p && replica_takes(&w, near))
+        return near;
     uint64_t id = ring_pick(&p->ring, q->key, fits_cap, &w);
     if (!id)
         id = ring_pick(&p->ring, q->key, fits, &w);
@@ -153,23 +161,23 @@ static bool request_is_of(struct request *q, const struct replica *r)
     return true;
 }
 
-void dispatch_to(struct coord *c, struct request *q, struct replica *r)
+bool dispatch_to(struct coord *c, struct request *q, struct replica *r)
 {
     if (!request_is_of(q, r)) {
         request_end(c, q, FINISH_ERROR, STATUS_BAD_MODEL,
                     "the model was changed while it was being answered");
-        return;
+        return false;
     }
     if (!request_fits(q, r)) {
         const char *text =
             arena_printf(&c->arena, "%u tokens of prompt and %u to come exceed the context of %u",
                          q->prompt_n, q->max_tokens, r->max_context);
         request_end(c, q, FINISH_ERROR, STATUS_TOO_LARGE, text);
-        return;
+        return false;
     }
     if (q->emitted_n >= q->max_tokens) { // restored; its end was not
         request_end(c, q, FINISH_LENGTH, STATUS_OK, "");
-        return;
+        return false;
     }
     request_dequeue(c, q);
     request_place(c, q, r);
@@ -180,6 +188,8 @@ void dispatch_to(struct coord *c, struct request *q, struct replica *r)
         tenant_serve(q->tenant, q->prompt_n);
     }
     q->dispatch_index = q->emitted_n;
+    q->kv_tries = 0;
+    q->kv_after_us = q->prefer = 0;
     core_trace(c, LOG_DEBUG, "request %" PRIu64 " -> replica %" PRIu64 " at token %u", q->id, r->id,
                q->emitted_n);
     core_send(c, r->ranks[0]->conn,
@@ -189,6 +199,19 @@ void dispatch_to(struct coord *c, struct request *q, struct replica *r)
                                .epoch = r->epoch,
                                .journal = request_journal(q),
                            }});
+    return true;
+}
+
+// To the replica that streams it; a long prompt by way of one that computes it for that one.
+static void dispatch(struct coord *c, struct request *q, struct replica *r)
+{
+    struct replica *first = handover_pair(c, q, r);
+    if (!first) {
+        dispatch_to(c, q, r);
+    } else if (dispatch_to(c, q, first)) {
+        c->stats.prompts_apart++;
+        transfer_begin(c, q, r);
+    }
 }
 
 static void pump_pool(struct coord *c, struct pool *p)
@@ -197,9 +220,9 @@ static void pump_pool(struct coord *c, struct pool *p)
     struct replica *r;
     for (int k = 0; k < QUEUE_PLAIN; k++)
         while ((q = queue_head(&p->queues[k])) && (r = route(c, q)))
-            dispatch_to(c, q, r);
+            dispatch(c, q, r);
     while ((q = fair_head(&p->fair)) && (r = route(c, q)))
-        dispatch_to(c, q, r);
+        dispatch(c, q, r);
     preempt_pump(c, p);
 }
 
@@ -207,36 +230,4 @@ void dispatch_pump(struct coord *c)
 {
     for (uint32_t i = 0; i < c->pools_n; i++)
         pump_pool(c, c->pools[i]);
-}
-
-// ---- hand-over ----
-
-// Free credits elsewhere that nobody else has a claim on yet.
-static uint32_t spare_credits(const struct pool *p)
-{
-    uint32_t free_n = p->credits - (p->load < p->credits ? p->load : p->credits);
-    uint32_t claimed = p->moving_n + p->queues[QUEUE_SUSPECT].n + p->queues[QUEUE_MOVED].n;
-    return free_n > claimed ? free_n - claimed : 0;
-}
-
-static void hand_over_pool(struct coord *c, struct pool *p)
-{
-    if (!p->draining_n && !p->prefill_n)
-        return;
-    uint32_t spare = spare_credits(p);
-    for (uint32_t i = 0; i < c->replicas_n; i++) {
-        struct replica *r = c->replicas[i];
-        if (r->pool != p || !replica_hands_over(r))
-            continue;
-        for (; spare && r->running.head; spare--)
-            request_leave(c, r->running.head, COORD_REQ_MOVING);
-        if (r->state == COORD_REPLICA_DRAINING && !r->running.n && !r->leaving.n)
-            replica_fence(c, r, &(struct fence){FENCE_EMPTY, NULL, "drained"});
-    }
-}
-
-void dispatch_hand_over(struct coord *c)
-{
-    for (uint32_t i = 0; c->draining_n && i < c->pools_n; i++)
-        hand_over_pool(c, c->pools[i]);
 }

@@ -202,6 +202,11 @@ static bool lead_makes_sense(const struct msg_formed *f)
            f->max_context <= LIMIT_CONTEXT;
 }
 
+static char *copy_address(const char *a)
+{
+    return mem_strdup(a ? a : "");
+}
+
 void replica_prepared(struct coord *c, struct member *m, const struct msg_prepared *p)
 {
     struct replica *r = m->replica;
@@ -211,9 +216,13 @@ void replica_prepared(struct coord *c, struct member *m, const struct msg_prepar
         return;
     }
     l->phase = RANK_PREPARED;
-    l->shm = mem_strdup(p->addresses.shm ? p->addresses.shm : "");
-    l->tcp = mem_strdup(p->addresses.tcp ? p->addresses.tcp : "");
-    l->verbs = mem_strdup(p->addresses.verbs ? p->addresses.verbs : "");
+    l->shm = copy_address(p->addresses.shm);
+    l->tcp = copy_address(p->addresses.tcp);
+    l->verbs = copy_address(p->addresses.verbs);
+    l->mover_shm = copy_address(p->mover.shm);
+    l->mover_tcp = copy_address(p->mover.tcp);
+    l->mover_verbs = copy_address(p->mover.verbs);
+    l->has_mover = *l->mover_shm || *l->mover_tcp || *l->mover_verbs;
     if (++r->prepared_n == r->pool->ranks_n)
         send_links(c, r);
 }

@@ -220,6 +220,8 @@ static bool page(struct http_server *h, h2o_req_t *req, const h2o_iovec_t *p, si
         admin_nodes_json(&v, &body);
     } else if (n == 3 && http_is(p[2], "replicas")) {
         admin_replicas_json(&v, &body);
+    } else if (n == 3 && http_is(p[2], "transfers")) {
+        admin_transfers_json(&v, &body);
     } else if (n == 3 && http_is(p[2], "requests")) {
         admin_requests_json(&v, &body);
     } else {

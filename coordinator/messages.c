@@ -114,6 +114,14 @@ void members_msg(struct coord *c, uint64_t conn, const struct msg *msg)
         if (from_lead(c, m, msg->cancelled.replica, msg->cancelled.epoch))
             requests_cancelled(c, m->replica, msg->cancelled.request);
         break;
+    case MSG_KV_READY:
+        if (from_lead(c, m, msg->kv_ready.replica, msg->kv_ready.epoch))
+            transfer_on_ready(c, m->replica, &msg->kv_ready);
+        break;
+    case MSG_KV_DONE:
+        if (from_lead(c, m, msg->kv_done.replica, msg->kv_done.epoch))
+            transfer_on_done(c, m->replica, &msg->kv_done);
+        break;
     case MSG_FAULT:
         if (current(c, m, msg->fault.replica, msg->fault.epoch))
             on_fault(c, m, &msg->fault);

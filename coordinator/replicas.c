@@ -32,6 +32,9 @@ void links_clear(struct replica *r)
         free(r->links[i].shm);
         free(r->links[i].tcp);
         free(r->links[i].verbs);
+        free(r->links[i].mover_shm);
+        free(r->links[i].mover_tcp);
+        free(r->links[i].mover_verbs);
         r->links[i] = (struct rank_link){0};
     }
     r->prepared_n = r->formed_n = 0;
@@ -75,7 +78,7 @@ struct replica *replicas_find(const struct coord *c, uint64_t id)
 void replica_move(struct coord *c, struct replica *r, enum coord_replica_state to)
 {
     struct pool *p = r->pool;
-    replica_serve(r, false);
+    replica_serve(c, r, false);
     c->draining_n -= r->state == COORD_REPLICA_DRAINING;
     p->draining_n -= r->state == COORD_REPLICA_DRAINING;
     p->ready_n -= r->state == COORD_REPLICA_READY;
@@ -200,7 +203,9 @@ void replica_fence(struct coord *c, struct replica *r, const struct fence *f)
     prober_reset(c, r);
     r->pace = (struct pace){0};
     r->busy_us = r->slow_since_us = 0;
+    transfers_leave_source(c, r);
     move_requests(c, r, f->kind);
+    assert(!r->reserved_n && !r->sending_n && !r->backlog);
     assert(!r->running.n && !r->leaving.n && !r->moving_n && !r->suspects && !r->preempting_n);
     r->max_seqs = r->kv_free = r->waiting = 0;
     // One that does not give the right answer is not tried again at once.

@@ -76,6 +76,11 @@ struct request {
     struct timer wait;   // QUEUED: deadline of a request that never started
     struct timer life;   // nobody attached: end of the grace time; DONE: end of retention
     uint64_t leaving_us; // MOVING, CLOSING: when CANCEL was sent
+    struct transfer *transfer; // its KV is on its way elsewhere; NULL = it is not
+    uint64_t prefer;           // replica that has some of its KV; 0 = none is known
+    uint32_t backlog;          // RUNNING: tokens to be computed before its first one from there
+    uint32_t kv_tries;         // transfers that failed since the last dispatch
+    uint64_t kv_after_us;      // no other one before this time
     uint32_t attached;
     uint64_t submitted_us, placed_us, done_us, deadline_us;
     uint32_t position, eta_ms; // as last told

@@ -25,12 +25,13 @@ void role_init(struct replica *r, uint32_t index)
     r->pool->prefill_n += r->role == COORD_ROLE_PREFILL;
 }
 
-void replica_serve(struct replica *r, bool on)
+void replica_serve(struct coord *c, struct replica *r, bool on)
 {
     if (r->serves == on)
         return;
     struct pool *p = r->pool;
     uint32_t d = on ? 1 : -1u;
+    transfers_leave_target(c, r);
     r->serves = on;
     if (on)
         ring_add(&p->ring, r->id);
@@ -61,7 +62,7 @@ static void settle_all(struct coord *c, const struct pool *p)
         struct replica *r = c->replicas[i];
         bool ready = r->state == COORD_REPLICA_READY;
         if (r->pool == p)
-            replica_serve(r, ready && (r->role != COORD_ROLE_PREFILL || !others));
+            replica_serve(c, r, ready && (r->role != COORD_ROLE_PREFILL || !others));
     }
 }
 
@@ -70,7 +71,7 @@ void roles_settle(struct coord *c, struct replica *r)
     if (r->pool->prefill_n)
         settle_all(c, r->pool);
     else
-        replica_serve(r, r->state == COORD_REPLICA_READY);
+        replica_serve(c, r, r->state == COORD_REPLICA_READY);
 }
 
 // Its running requests are moved to those that serve.

@@ -45,6 +45,10 @@ static void clear_suspicion(struct request *q)
 static void grow_journal(struct coord *c, struct request *q, const struct token_out *t)
 {
     note_time(c, q);
+    if (q->emitted_n == q->dispatch_index) {
+        backlog_measure(c, q, t);
+        backlog_clear(q);
+    }
     clear_suspicion(q);
     tenant_charge(q->tenant, c->now_us, 1);
     tenant_serve(q->tenant, 1);
@@ -162,6 +166,7 @@ void requests_cancelled(struct coord *c, struct replica *r, uint64_t id)
     if (!q || q->replica != r || q->state == COORD_REQ_RUNNING)
         return; // its last token crossed our CANCEL
     bool moving = q->state == COORD_REQ_MOVING;
+    struct replica *to = moving ? transfer_landed(c, q) : NULL;
     request_unplace(c, q);
     if (!moving) {
         request_retain(c, q);
@@ -169,4 +174,6 @@ void requests_cancelled(struct coord *c, struct replica *r, uint64_t id)
     }
     request_move(q, COORD_REQ_QUEUED);
     request_enqueue(c, q);
+    if (to)
+        dispatch_to(c, q, to);
 }

@@ -38,6 +38,7 @@ void coord_stats(const struct coord *c, struct coord_stats *out)
         out->eta_ms = (uint32_t)(notices_wait_us(first, 0, pool_waiting(first) + 1) / 1000);
     out->running = c->live_n - out->queued;
     out->retained = c->retained.n;
+    out->transferring = c->transfers_n;
     out->retained_tokens = c->retained_tokens;
     out->closing = c->closing;
 }
@@ -115,7 +116,8 @@ void coord_each_replica(const struct coord *c,
             .nodes = names,
             .prepared_n = r->prepared_n,
             .formed_n = r->formed_n,
-            .running = replica_load(r),
+            .running = replica_load(r) - r->reserved_n,
+            .reserved = r->reserved_n,
             .credits = r->state == COORD_REPLICA_READY ? r->max_seqs : 0,
             .max_context = r->max_context,
             .kv_blocks = r->kv_blocks,
@@ -320,6 +322,7 @@ static void check_places(const struct replica *r)
 {
     const struct pool *p = r->pool;
     uint32_t moving = 0, suspects = 0, soft = 0, preempting = 0;
+    uint64_t backlog = 0;
     const struct request *q;
     check_list(&r->running);
     check_list(&r->leaving);
@@ -328,6 +331,7 @@ static void check_places(const struct replica *r)
         assert(q->state == COORD_REQ_RUNNING && q->replica == r && q->prompt && q->pool == p);
         assert(q->emitted_n < q->max_tokens);
         suspects += q->suspect;
+        backlog += q->backlog;
         assert(!q->preempted);
     }
     for (int b = 0; b < QUEUE_BANDS; b++)
@@ -339,8 +343,10 @@ static void check_places(const struct replica *r)
         assert(q->replica == r && q->pool == p);
         moving += q->state == COORD_REQ_MOVING;
         preempting += q->preempted;
+        backlog += q->backlog;
         suspects += q->suspect;
     }
+    assert(backlog == r->backlog);
     assert(moving == r->moving_n && suspects == r->suspects && preempting == r->preempting_n);
     assert(preempting <= r->max_seqs); // the lead takes twice max_seqs
     assert(!r->leaving.n || r->cancel_timer.slot);
@@ -445,6 +451,7 @@ static void check_members(const struct coord *c)
 void coord_check(const struct coord *c)
 {
     check_members(c);
+    transfers_check(c);
     check_tenants(c);
     uint32_t queued = 0, placed = 0, draining = 0;
     for (uint32_t i = 0; i < c->pools_n; i++) {

@@ -31,6 +31,8 @@ static const struct ctl_column status_rows[] = {
     {"requests", "submitted", CTL_PLAIN},
     {"tokens", "tokens", CTL_PLAIN},
     {"moved", "moves", CTL_PLAIN},
+    {"  with KV", "moved_with_kv", CTL_PLAIN},
+    {"  KV moved", "kv_bytes", CTL_BYTES},
     {"fences", "fences", CTL_PLAIN},
     {"memory", "rss_bytes", CTL_BYTES},
     {NULL, NULL, CTL_PLAIN},
@@ -69,6 +71,12 @@ static const struct ctl_column replica_columns[] = {
     {"FENCES", "fences", CTL_PLAIN},   {"LAST FAULT", "fault", CTL_PLAIN},
     {NULL, NULL, CTL_PLAIN},
 };
+static const struct ctl_column transfer_columns[] = {
+    {"TRANSFER", "id", CTL_PLAIN},  {"REQUEST", "request", CTL_PLAIN}, {"STATE", "state", CTL_PLAIN},
+    {"FROM", "source", CTL_PLAIN},  {"TO", "target", CTL_PLAIN},       {"TOKENS", "tokens", CTL_PLAIN},
+    {"BLOCKS", "blocks", CTL_PLAIN}, {"HAD", "have", CTL_PLAIN},       {"AGE", "age_ms", CTL_MS},
+    {"LEASE", "lease_ms", CTL_MS},  {NULL, NULL, CTL_PLAIN},
+};
 static const struct ctl_column request_columns[] = {
     {"REQUEST", "id", CTL_PLAIN},           {"STATE", "state", CTL_PLAIN},
     {"REPLICA", "replica", CTL_PLAIN},      {"AGE", "age_ms", CTL_MS},
@@ -85,6 +93,7 @@ static const struct view {
     {"status", "/hadal/v1/status", NULL, status_rows},
     {"nodes", "/hadal/v1/nodes", "nodes", node_columns},
     {"replicas", "/hadal/v1/replicas", "replicas", replica_columns},
+    {"transfers", "/hadal/v1/transfers", "transfers", transfer_columns},
     {"requests", "/hadal/v1/requests", "requests", request_columns},
 };
 
@@ -339,6 +348,7 @@ int cmd_ctl(int argc, char **argv)
             "  status              one page: how it is\n"
             "  nodes               each node: state, place, heartbeat, memory\n"
             "  replicas            each replica: state, nodes, load\n"
+            "  transfers           KV on its way from one replica to another\n"
             "  requests            each request known\n"
             "  top                 all of these, every second\n"
             "  drain NODE          hand its work over, then leave it idle\n"
