@@ -10,6 +10,7 @@ enum {
     LIMIT_NAME = 64,              // bytes of node names, model names, ids (with NUL)
     LIMIT_PATH = 1024,            // bytes of paths in messages (with NUL)
     LIMIT_ADDR = 256,             // bytes of one transport address blob
+    LIMIT_RAIL_ADDRS = 1024,      // those of all rails, with commas between them
     LIMIT_CONTEXT = 1 << 20,      // tokens of one sequence
     LIMIT_VOCAB = 1 << 20,        // tokens of a vocabulary
     LIMIT_FRAME_BYTES = 16 << 20, // one protobuf frame

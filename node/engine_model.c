@@ -33,7 +33,7 @@ static void wake_worker(struct worker *w)
     pthread_mutex_lock(&w->lock);
     pthread_cond_signal(&w->posted);
     pthread_mutex_unlock(&w->lock);
-    for (int k = 0; k < XPORT_KINDS; k++)
+    for (int k = 0; k < WORKER_HUBS; k++)
         if (w->hubs[k])
             lane_hub_wake(w->hubs[k]);
 }
@@ -61,7 +61,7 @@ static void abort_comm(struct worker *w, uint64_t epoch)
 static void abort_epoch(struct engine_model *m, uint64_t epoch)
 {
     abort_comm(&m->worker, epoch);
-    for (int k = 0; k < XPORT_KINDS; k++)
+    for (int k = 0; k < WORKER_HUBS; k++)
         if (m->worker.hubs[k])
             lane_hub_abort(m->worker.hubs[k], epoch);
 }
@@ -179,7 +179,7 @@ static bool model_device(struct engine *e, char uuid[ENGINE_UUID_BYTES])
 static void model_free(struct engine_model *m)
 {
     struct worker *w = &m->worker;
-    for (int k = 0; k < XPORT_KINDS; k++)
+    for (int k = 0; k < WORKER_HUBS; k++)
         lane_hub_close(w->hubs[k]);
     msg_free(w->form);
     msg_free(w->link);
@@ -223,20 +223,40 @@ static const struct engine_ops model_ops = {
 };
 
 // A transport that this host does not offer is not an error; the address in PREPARED stays empty.
-static void open_hubs(struct engine_model *m)
+static void open_hub(struct worker *w, struct transport t, const char *host)
+{
+    struct lane_hub_config config = {
+        .kind = t.kind, .bind_host = host, .spin_us = w->config.spin_us};
+    struct lane_hub **hub = &w->hubs[worker_hub_of(t)];
+    struct errmsg why = {0};
+    enum status rc = lane_hub_open(&config, hub, &why);
+    if (rc == STATUS_OK) {
+        if (t.kind == XPORT_VERBS)
+            log_info("rail %u: %s", t.rail, lane_hub_address(*hub));
+        return;
+    }
+    *hub = NULL;
+    log_write(rc == STATUS_NO_DEVICE ? LOG_INFO : LOG_WARN, "transport %s is not offered: %s",
+              xport_kind_name(t.kind), why.text);
+}
+
+static enum status open_hubs(struct engine_model *m, const char *rdma, struct errmsg *e)
 {
     struct worker *w = &m->worker;
-    for (int k = 0; k < XPORT_KINDS; k++) {
-        struct lane_hub_config config = {
-            .kind = (enum xport_kind)k, .bind_host = m->bind, .spin_us = w->config.spin_us};
-        struct errmsg why = {0};
-        enum status rc = lane_hub_open(&config, &w->hubs[k], &why);
-        if (rc == STATUS_OK)
-            continue;
-        w->hubs[k] = NULL;
-        log_write(rc == STATUS_NO_DEVICE ? LOG_INFO : LOG_WARN, "transport %s is not offered: %s",
-                  xport_kind_name(config.kind), why.text);
-    }
+    struct rails rails;
+    const struct rails_want want = {.rdma = rdma ? rdma : "auto",
+                                    .bind = m->bind,
+                                    .sysfs = "/sys",
+                                    .numa_node = rails_numa_node()};
+    enum status rc = rails_find(&want, &rails, e);
+    if (rc != STATUS_OK)
+        return rc;
+    open_hub(w, (struct transport){.kind = XPORT_SHM}, m->bind);
+    open_hub(w, (struct transport){.kind = XPORT_TCP}, m->bind);
+    for (uint32_t i = 0; i < rails.n; i++)
+        open_hub(w, (struct transport){XPORT_VERBS, i},
+                 rails.hosts[i][0] ? rails.hosts[i] : m->bind);
+    return STATUS_OK;
 }
 
 static void init_worker(struct engine_model *m)
@@ -271,7 +291,11 @@ struct engine *engine_model_create(const struct engine_model_config *config,
     m->worker.wake = wake;
     m->worker.wake_arg = arg;
     init_worker(m);
-    open_hubs(m);
+    m->worker.config.rdma = NULL; // the caller's
+    if (open_hubs(m, config->rdma, e) != STATUS_OK) {
+        model_free(m);
+        return NULL;
+    }
     int rc = pthread_create(&m->thread, NULL, worker_main, &m->worker);
     if (rc) {
         model_free(m);

@@ -12,6 +12,7 @@ struct engine_model_config {
     int threads;       // CPU: 0 = all that this process may use
     int device;        // CUDA: which of the GPUs that this process sees
     const char *bind;  // address to listen on for ranks of other hosts; copied
+    const char *rdma;  // node/rails.h; NULL = "auto"; read by create only
     uint32_t max_seqs; // slots; the four below must be equal on all ranks of a replica
     uint32_t max_rows; // rows of one step
     uint32_t context;  // longest sequence, tokens; 0 = what the model allows

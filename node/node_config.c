@@ -28,11 +28,13 @@ struct node_yaml {
                         number.key)
 
 static const cyaml_schema_field_t fields[] = {
-    TEXT(name),           TEXT(coordinator),    TEXT(host),           TEXT(backend),
-    TEXT(engine),         TEXT(random_weights), TEXT(bind),           TEXT(cluster_key),
-    NUMBER(device),       NUMBER(threads),      NUMBER(max_seqs),     NUMBER(max_rows),
-    NUMBER(context),      NUMBER(kv_tokens),    NUMBER(block_tokens), NUMBER(prefill_chunk),
-    NUMBER(mock_step_us), NUMBER(mock_row_us),  NUMBER(mock_vocab),   CYAML_FIELD_END,
+    TEXT(name),           TEXT(coordinator),     TEXT(host),
+    TEXT(backend),        TEXT(engine),          TEXT(random_weights),
+    TEXT(bind),           TEXT(cluster_key),     TEXT(rdma),
+    NUMBER(device),       NUMBER(threads),       NUMBER(max_seqs),
+    NUMBER(max_rows),     NUMBER(context),       NUMBER(kv_tokens),
+    NUMBER(block_tokens), NUMBER(prefill_chunk), NUMBER(mock_step_us),
+    NUMBER(mock_row_us),  NUMBER(mock_vocab),    CYAML_FIELD_END,
 };
 static const cyaml_schema_value_t schema = {
     CYAML_VALUE_MAPPING(CYAML_FLAG_POINTER, struct node_yaml, fields),
@@ -83,6 +85,7 @@ enum status node_file_load(const char *path, struct node_file *f, struct errmsg 
     take_text(&f->engine, &y->text.engine);
     take_text(&f->random_weights, &y->text.random_weights);
     take_text(&f->bind, &y->text.bind);
+    take_text(&f->rdma, &y->text.rdma);
     take_text(&f->cluster_key, &y->text.cluster_key);
     take_number(&f->device, y->number.device);
     take_number(&f->threads, y->number.threads);
@@ -153,6 +156,7 @@ void node_file_finish(struct node_file *f)
     free(f->engine);
     free(f->random_weights);
     free(f->bind);
+    free(f->rdma);
     free(f->cluster_key);
     free(f->fault_file);
     *f = (struct node_file){0};

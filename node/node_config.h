@@ -15,6 +15,7 @@ struct node_file {
     char *engine;          // "model", "mock"
     char *random_weights;  // NULL = those of the model folder; "published", "bf16", "fp8", "int8"
     char *cluster_key;     // file that this cluster's processes know; NULL = none is asked for
+    char *rdma;            // "auto", "off" or addresses (node/rails.h); NULL = auto
     char *bind;            // address that other ranks reach us at over TCP; "127.0.0.1"
     int64_t device;        // which GPU; for backend cuda
     int64_t threads;       // 0 = all cores this process may use

@@ -1,11 +1,24 @@
 #include "node/transports.h"
 
+#include <stdio.h>
 #include <string.h>
 
-const char *transports_address(const struct rank_addresses *a, enum xport_kind kind)
+// Of verbs: the rails' addresses with commas between them, empty ones for rails that rest.
+const char *transports_address(const struct rank_addresses *a, struct transport t,
+                               char buf[LIMIT_ADDR])
 {
-    const char *s = kind == XPORT_SHM ? a->shm : kind == XPORT_TCP ? a->tcp : a->verbs;
-    return s ? s : "";
+    const char *s = t.kind == XPORT_SHM ? a->shm : t.kind == XPORT_TCP ? a->tcp : a->verbs;
+    s = s ? s : "";
+    size_t n = strlen(s);
+    if (t.kind == XPORT_VERBS) {
+        for (uint32_t i = 0; i < t.rail && *s; i++) {
+            s += strcspn(s, ",");
+            s += *s == ',';
+        }
+        n = strcspn(s, ",");
+    }
+    snprintf(buf, LIMIT_ADDR, "%.*s", n < LIMIT_ADDR ? (int)n : 0, s);
+    return buf;
 }
 
 enum transport_choice transports_in_use(enum xport_kind kind)
@@ -13,19 +26,35 @@ enum transport_choice transports_in_use(enum xport_kind kind)
     return kind == XPORT_SHM ? TRANSPORT_SHM : kind == XPORT_TCP ? TRANSPORT_TCP : TRANSPORT_VERBS;
 }
 
-// The first rank that cannot be reached over `kind`; -1: all can.
-static int lacks(const struct transports_want *w, enum xport_kind kind)
+// The first rank that cannot be reached over it; -1: all can.
+static int lacks(const struct transports_want *w, struct transport t)
 {
+    char buf[LIMIT_ADDR];
     for (uint32_t i = 0; i < w->members_n; i++) {
         const struct link_member *m = &w->members[i];
-        if (!transports_address(&m->addresses, kind)[0] ||
-            (kind == XPORT_SHM && strcmp(m->host, w->members[0].host)))
+        if (!transports_address(&m->addresses, t, buf)[0] ||
+            (t.kind == XPORT_SHM && strcmp(m->host, w->members[0].host)))
             return (int)i;
     }
     return -1;
 }
 
-enum status transports_choose(const struct transports_want *want, enum xport_kind *kind_out,
+// The same of a kind: of verbs, the replica's turn among the rails that all ranks offer.
+static int lacks_kind(const struct transports_want *w, struct transport *t)
+{
+    uint32_t common[RDMA_RAILS_MAX], n = 0;
+    int first = lacks(w, *t);
+    if (t->kind != XPORT_VERBS)
+        return first;
+    for (uint32_t rail = 0; rail < RDMA_RAILS_MAX; rail++)
+        if (lacks(w, (struct transport){XPORT_VERBS, rail}) < 0)
+            common[n++] = rail;
+    if (n)
+        t->rail = common[w->replica % n];
+    return n ? -1 : first;
+}
+
+enum status transports_choose(const struct transports_want *want, struct transport *out,
                               int *fallback_out, struct errmsg *e)
 {
     // In the order of preference of each choice.
@@ -40,10 +69,10 @@ enum status transports_choose(const struct transports_want *want, enum xport_kin
     };
     int rank = 0;
     for (int i = 0; i < orders[want->choice].n; i++) {
-        enum xport_kind kind = orders[want->choice].kinds[i];
-        int without = lacks(want, kind);
+        struct transport t = {.kind = orders[want->choice].kinds[i]};
+        int without = lacks_kind(want, &t);
         if (without < 0) {
-            *kind_out = kind;
+            *out = t;
             *fallback_out = want->choice == TRANSPORT_VERBS && i > 0 ? rank : -1;
             return STATUS_OK;
         }

@@ -58,7 +58,7 @@ static void report_formed(struct worker *w, enum status status, const char *text
     snprintf(f->text, sizeof f->text, "%s", text);
     if (status == STATUS_OK) {
         f->fingerprint = s->shard->fingerprint;
-        f->transport = s->hub ? transports_in_use(s->transport) : TRANSPORT_AUTO;
+        f->transport = s->hub ? transports_in_use(s->transport.kind) : TRANSPORT_AUTO;
         f->max_context = (uint32_t)s->shard->max_context;
         f->kv_blocks = (uint32_t)s->shard->kv_blocks;
         f->block_tokens = (uint32_t)s->shard->block_tokens;
@@ -70,25 +70,41 @@ static void report_formed(struct worker *w, enum status status, const char *text
     worker_event_post(w, x);
 }
 
+// Those that do not rest; "" when there are none.
+static void offer_rails(const struct worker *w, char *to, size_t n)
+{
+    size_t used = 0;
+    bool any = false;
+    for (uint32_t rail = 0; rail < RDMA_RAILS_MAX; rail++) {
+        const struct lane_hub *h = w->hubs[worker_hub_of((struct transport){XPORT_VERBS, rail})];
+        bool offered = h && rdma_rest_offers(&w->state->rdma[rail], now_ms());
+        const char *address = offered ? lane_hub_address(h) : "";
+        if (used + strlen(address) + 2 > n)
+            break;
+        used += (size_t)snprintf(to + used, n - used, "%s%s", rail ? "," : "", address);
+        any |= offered;
+    }
+    if (!any)
+        to[0] = 0;
+}
+
 static void report_prepared(struct worker *w)
 {
     struct worker_event *x = worker_event_new(w, ENGINE_PREPARED);
-    for (int k = 0; k < XPORT_KINDS; k++) {
-        bool offered =
-            w->hubs[k] && (k != XPORT_VERBS || rdma_rest_offers(&w->state->rdma, now_ms()));
-        snprintf(x->addresses[k], sizeof x->addresses[k], "%s",
-                 offered ? lane_hub_address(w->hubs[k]) : "");
-    }
-    x->ev.addresses = (struct rank_addresses){.shm = x->addresses[XPORT_SHM],
-                                              .tcp = x->addresses[XPORT_TCP],
-                                              .verbs = x->addresses[XPORT_VERBS]};
+    const struct lane_hub *shm = w->hubs[XPORT_SHM], *tcp = w->hubs[XPORT_TCP];
+    snprintf(x->shm, sizeof x->shm, "%s", shm ? lane_hub_address(shm) : "");
+    snprintf(x->tcp, sizeof x->tcp, "%s", tcp ? lane_hub_address(tcp) : "");
+    offer_rails(w, x->verbs, sizeof x->verbs);
+    x->ev.addresses = (struct rank_addresses){.shm = x->shm, .tcp = x->tcp, .verbs = x->verbs};
     worker_event_post(w, x);
 }
 
 static void rdma_fault(struct worker_state *s, enum status why, bool unreachable)
 {
-    if (rdma_rest_fault(&s->rdma, now_ms(), unreachable))
-        log_warn("transport verbs is not offered for %u s: %s", s->rdma.rest_ms / 1000,
+    struct rdma_rest *rest = &s->rdma[s->transport.rail];
+    if (rdma_rest_fault(rest, now_ms(), unreachable))
+        log_warn("transport verbs, rail %u, is not offered for %u s: %s", s->transport.rail,
+                 rest->rest_ms / 1000,
                  unreachable ? "a peer could not be reached" : status_text(why));
 }
 
@@ -99,7 +115,7 @@ void worker_report_fault(struct worker *w, enum status status, const char *text,
     if (status == STATUS_ABORTED)
         return; // the owner asked for it
     int tensor = (int)s->form.tensor;
-    if (s->hub && s->transport == XPORT_VERBS && status_group(status) == STATUS_GROUP_LINK)
+    if (s->hub && s->transport.kind == XPORT_VERBS && status_group(status) == STATUS_GROUP_LINK)
         rdma_fault(s, status, false);
     log_error("replica %" PRIu64 " epoch %" PRIu64 " rank (%u,%u): %s: %s", s->form.replica,
               s->form.epoch, s->form.my_stage, s->form.my_tensor, status_text(status), text);
@@ -385,12 +401,13 @@ static enum status choose_transport(struct worker *w, const struct msg_link *l, 
     struct worker_state *s = w->state;
     const struct transports_want want = {.choice = (enum transport_choice)s->form.transport,
                                          .members = l->members,
-                                         .members_n = l->members_n};
+                                         .members_n = l->members_n,
+                                         .replica = s->form.replica};
     int fallback;
     enum status rc = transports_choose(&want, &s->transport, &fallback, e);
     if (rc != STATUS_OK)
         return rc;
-    s->hub = w->hubs[s->transport];
+    s->hub = w->hubs[worker_hub_of(s->transport)];
     if (!s->hub) // we are one of the members
         return errmsg_set(e, STATUS_LINK_PROTOCOL, "transport: an address that is not ours");
     if (fallback >= 0)
@@ -419,10 +436,12 @@ static enum status connect_group(struct worker *w, const struct msg_link *l, str
         rc = open_comm(w, e);
     if (rc != STATUS_OK)
         return rc;
+    char(*copies)[LIMIT_ADDR] = mem_alloc(l->members_n * sizeof *copies);
     for (uint32_t i = 0; i < l->members_n; i++)
-        addresses[i] = transports_address(&l->members[i].addresses, s->transport);
+        addresses[i] = transports_address(&l->members[i].addresses, s->transport, copies[i]);
     rc = lane_hub_connect(s->hub, addresses, CONNECT_TIMEOUT_MS, e);
-    if (s->transport == XPORT_VERBS && rc == STATUS_LINK_TIMEOUT)
+    free(copies);
+    if (s->transport.kind == XPORT_VERBS && rc == STATUS_LINK_TIMEOUT)
         rdma_fault(s, rc, true);
     return rc;
 }

@@ -10,6 +10,14 @@
 #include "node/comm.h"
 #include "node/engine_model.h"
 #include "node/lane_hub.h"
+#include "node/rails.h"
+
+// One hub of each kind, but of verbs one a rail.
+enum { WORKER_HUBS = XPORT_VERBS + RDMA_RAILS_MAX };
+static inline int worker_hub_of(struct transport t)
+{
+    return (int)t.kind + (int)t.rail;
+}
 
 enum { WORKER_PLANS = 2 * LIMIT_STAGES, WORKER_EVENTS = WORKER_PLANS + 32 };
 
@@ -18,7 +26,7 @@ struct worker_event {
     struct engine_event ev;
     struct step_sample *samples; // owned, `samples_cap` of them; ev.result.samples points here
     uint32_t samples_cap;
-    char addresses[XPORT_KINDS][LIMIT_ADDR]; // ev.addresses points here
+    char shm[LIMIT_ADDR], tcp[LIMIT_ADDR], verbs[LIMIT_RAIL_ADDRS]; // ev.addresses points here
 };
 
 // A plan on its way from the owner to the worker, in the form that is sent to the other ranks.
@@ -31,7 +39,7 @@ struct worker {
     struct engine_model_config config;
     void (*wake)(void *arg);
     void *wake_arg;
-    struct lane_hub *hubs[XPORT_KINDS]; // by kind; NULL = not offered. Set before the thread starts
+    struct lane_hub *hubs[WORKER_HUBS]; // NULL = not offered. Set before the thread starts
 
     // Mailbox. What is to be done next, not a queue: a newer order replaces an older one.
     pthread_mutex_t lock;

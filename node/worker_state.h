@@ -46,8 +46,8 @@ struct worker_state {
 
     // The group. NULL where this rank has no such lane; hub NULL when the replica is one rank.
     struct lane_hub *hub;
-    enum xport_kind transport; // of hub
-    struct rdma_rest rdma;
+    struct transport transport; // of hub
+    struct rdma_rest rdma[RDMA_RAILS_MAX];
     struct comm *comm;
     struct slots *slots;
     struct lane *agree_tx[LIMIT_RANKS], *agree_rx;

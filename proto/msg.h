@@ -171,7 +171,8 @@ struct msg_form {
     uint32_t transport;           // enum transport_choice
 };
 
-// "" = does not offer this transport. Printable; at most LIMIT_ADDR - 1 bytes.
+// "" = does not offer this transport. Printable; at most LIMIT_ADDR - 1 bytes, verbs
+// LIMIT_RAIL_ADDRS - 1: one for each rail, with commas between them, "" for one that rests.
 struct rank_addresses {
     const char *shm, *tcp, *verbs;
 };

@@ -23,7 +23,7 @@ void wire_read_addresses(struct wire_check *c, const Hadal__Addresses *p, struct
         return;
     wire_check_string(c, "addresses.shm", p->shm, LIMIT_ADDR);
     wire_check_string(c, "addresses.tcp", p->tcp, LIMIT_ADDR);
-    wire_check_string(c, "addresses.verbs", p->verbs, LIMIT_ADDR);
+    wire_check_string(c, "addresses.verbs", p->verbs, LIMIT_RAIL_ADDRS);
     *to = (struct rank_addresses){p->shm, p->tcp, p->verbs};
 }
 

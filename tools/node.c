@@ -17,7 +17,7 @@
 
 struct options {
     const char *config, *name, *coordinator, *host, *backend, *engine, *bind, *random_weights,
-        *fault_file, *cluster_key;
+        *fault_file, *cluster_key, *rdma;
     int64_t device, threads, max_seqs, max_rows, context, kv_tokens, block_tokens, prefill_chunk;
     int64_t mock_step_us, mock_row_us, mock_vocab;
 };
@@ -52,6 +52,8 @@ static int parse(struct options *o, int argc, char **argv)
          .choices = "published|bf16|fp8|int8"},
         {"--bind", CMDLINE_STRING, &o->bind, "ADDRESS",
          .help = "where ranks of other hosts reach this one; default 127.0.0.1"},
+        {"--rdma", CMDLINE_STRING, &o->rdma, "RAILS",
+         .help = "addresses of RDMA devices, with commas; off; default auto: that of --bind, or all"},
         {"--cluster-key", CMDLINE_STRING, &o->cluster_key, "FILE",
          .help = "key that this cluster's processes share"},
         {"--threads", CMDLINE_INT, &o->threads, "N",
@@ -97,6 +99,7 @@ static void apply(const struct options *o, struct node_file *f)
     cmdline_override(&f->backend, o->backend);
     cmdline_override(&f->engine, o->engine);
     cmdline_override(&f->bind, o->bind);
+    cmdline_override(&f->rdma, o->rdma);
     cmdline_override(&f->cluster_key, o->cluster_key);
     cmdline_override(&f->random_weights, o->random_weights);
     override_number(&f->device, o->device);
@@ -132,6 +135,7 @@ static struct engine *create_model(void *user, void (*wake)(void *), void *arg, 
         .threads = (int)f->threads,
         .device = (int)f->device,
         .bind = f->bind,
+        .rdma = f->rdma,
         .max_seqs = (uint32_t)f->max_seqs,
         .max_rows = (uint32_t)f->max_rows,
         .context = (uint32_t)f->context,
