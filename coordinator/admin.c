@@ -74,6 +74,8 @@ static void undrain(struct coord *c, struct member *m, uint64_t tag)
     waiters_answer(c, &m->drains, STATUS_CANCELLED, "undrained before it was idle");
     if (m->state == COORD_NODE_DRAINED || m->state == COORD_NODE_EJECTED)
         member_move(c, m, COORD_NODE_FREE);
+    if (m->state == COORD_NODE_LOST && !m->timer.slot) // unmarked, it may be forgotten
+        core_arm(c, &m->timer, TIMER_MEMBER, c->now_us + 1000ull * c->cfg.lost_keep_ms);
     if (m->state == COORD_NODE_DRAINING) {
         member_move(c, m, COORD_NODE_IN_REPLICA);
         replica_undrain(c, m->replica);

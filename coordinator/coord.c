@@ -361,6 +361,9 @@ static void dispatch_event(struct coord *c, const struct coord_event *ev)
     case COORD_RESTORE:
         requests_restore(c, &ev->restore);
         break;
+    case COORD_RESTORE_MARK:
+        members_restore_mark(c, &ev->admin);
+        break;
     case COORD_STOP:
         requests_stop(c, ev->req.request, ev->req.kept);
         break;

@@ -179,6 +179,8 @@ enum coord_event_kind {
     COORD_NODE_DOWN, // conn is closed
     COORD_SUBMIT,    // a new request
     COORD_RESTORE, // one that another coordinator had: it goes on, or is kept, with nobody attached
+    COORD_RESTORE_MARK, // what an operator told another coordinator about a node: admin DRAIN or EJECT,
+                        // of a node that need not be there yet. Not answered
     COORD_STOP,    // the shell found a stop string: finish now, `kept` tokens count
     COORD_ATTACH,  // one more client reads this request (SUBMIT counts as the first)
     COORD_DETACH,  // one less; at none the grace time begins
@@ -203,7 +205,7 @@ struct coord_submit {
 };
 
 // Not refused for want of room or time, and without a deadline: it was admitted once. REFUSED
-// (bad_request) when it makes no sense.
+// (bad_request) when it makes no sense. The prompt of a finished one may be NULL.
 struct coord_restore {
     struct coord_submit submit;
     const int32_t *emitted;
@@ -412,6 +414,7 @@ struct coord_node_view {
     uint32_t pid;
     enum coord_node_state state;
     bool marked;            // drained or ejected: stays so when it comes back
+    bool drain_ordered, eject_ordered; // marked by an operator
     uint32_t quarantine_ms; // what is left of its quarantine; 0 = none, or without end
     uint64_t replica;       // 0 = none
     uint32_t stage, tensor; // valid when replica != 0

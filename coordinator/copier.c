@@ -86,49 +86,83 @@ void copier_finish(struct copier *c)
         drop_first(c);
 }
 
-bool copier_stuck(struct copier *c, uint64_t now_us, uint32_t limit_ms)
+// ---- followers ----
+
+static struct copier_peer *find(struct copier *c, uint64_t id)
 {
-    if (c->acked == c->seq || c->acked != c->watched || !c->watched_us) {
-        c->watched = c->acked;
-        c->watched_us = now_us;
+    for (uint32_t i = 0; i < c->peers_n; i++)
+        if (c->peers[i].id == id)
+            return &c->peers[i];
+    return NULL;
+}
+
+const struct copier_peer *copier_peer(const struct copier *c, uint64_t peer)
+{
+    return find((struct copier *)c, peer);
+}
+
+uint64_t copier_stuck(struct copier *c, uint64_t now_us, uint32_t limit_ms)
+{
+    for (uint32_t i = 0; i < c->peers_n; i++) {
+        struct copier_peer *p = &c->peers[i];
+        if (p->acked == c->seq || p->acked != p->watched || !p->watched_us) {
+            p->watched = p->acked;
+            p->watched_us = now_us;
+        }
+        if (now_us - p->watched_us > (uint64_t)limit_ms * 1000)
+            return p->id;
     }
-    return now_us - c->watched_us > (uint64_t)limit_ms * 1000;
+    return 0;
 }
 
 uint64_t copier_stamp(struct copier *c)
 {
+    if (!c->seq) // 1 is left to SYNCED before there was any record
+        c->seq = 1;
     return ++c->seq;
 }
 
-void copier_syncing(struct copier *c, uint64_t seq)
+uint64_t copier_syncing(struct copier *c, uint64_t peer, bool far)
 {
-    c->synced = false;
-    c->synced_seq = seq;
-    c->watched_us = 0; // its time begins now
+    if (c->peers_n == COPIER_PEERS)
+        return 0;
+    if (!c->seq)
+        c->seq = 1;
+    c->peers[c->peers_n++] = (struct copier_peer){.id = peer, .far = far};
+    return c->seq;
 }
 
-void copier_ack(struct copier *c, uint64_t seq)
+void copier_ack(struct copier *c, uint64_t peer, uint64_t seq)
 {
-    if (seq <= c->acked || seq > c->seq)
+    struct copier_peer *p = find(c, peer);
+    if (!p || seq <= p->acked || seq > c->seq)
         return;
-    c->acked = seq;
-    if (c->synced_seq && seq >= c->synced_seq) {
-        c->synced = true;
-        c->synced_seq = 0;
-    }
+    p->acked = seq;
+    p->synced = true;
 }
 
-void copier_lost(struct copier *c)
+void copier_lost(struct copier *c, uint64_t peer)
 {
-    c->synced = false;
-    c->synced_seq = 0;
-    c->acked = c->seq;
+    struct copier_peer *p = find(c, peer);
+    if (p)
+        *p = c->peers[--c->peers_n];
 }
+
+// The last record that all have for whom clients wait.
+static uint64_t safe(const struct copier *c)
+{
+    uint64_t least = c->seq;
+    for (uint32_t i = 0; i < c->peers_n && c->mode == COPY_SYNC; i++)
+        if (!c->peers[i].far && c->peers[i].acked < least)
+            least = c->peers[i].acked;
+    return least;
+}
+
+// ---- what waits ----
 
 bool copier_hold(struct copier *c, const struct coord_action *a)
 {
-    bool waits = c->mode == COPY_SYNC && (c->synced || c->synced_seq) && c->acked < c->seq;
-    if (!is_seen(a) || (!waits && !c->first))
+    if (!is_seen(a) || (safe(c) == c->seq && !c->first))
         return false;
     struct held *h = copy_action(a);
     h->need = c->seq;
@@ -145,7 +179,7 @@ const struct coord_action *copier_next(struct copier *c)
 {
     if (c->first && c->first->told)
         drop_first(c);
-    if (!c->first || c->first->need > c->acked)
+    if (!c->first || c->first->need > safe(c))
         return NULL;
     c->first->told = true;
     return &c->first->action;
@@ -180,7 +214,11 @@ bool copier_record_after(const struct coord_action *a, struct copy_record *out)
 {
     switch (a->kind) {
     case COORD_REFUSED:
-        *out = (struct copy_record){.what = COPY_FORGET, .request = a->refused.request};
+        *out = (struct copy_record){.what = COPY_REFUSED,
+                                    .request = a->refused.request,
+                                    .reason = a->refused.reason,
+                                    .retry_after_ms = a->refused.retry_after_ms,
+                                    .text = a->refused.text};
         return true;
     case COORD_FORGET:
         *out = (struct copy_record){.what = COPY_FORGET, .request = a->forget.request};

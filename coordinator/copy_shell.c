@@ -1,467 +1,311 @@
-// The libuv side of several coordinators. A standby holds a connection to the leader and a shadow
-// of its requests; once the store says that it leads, it makes a core of its own and puts the
-// shadow into it. A leader that learns that another leads ends: it comes back as a standby.
+// Who leads, and what happens when that changes. A follower that is to lead makes a core of its own
+// and puts into it all that it was told of. A leader that learns that another one leads, or that it
+// cannot know any more, becomes a follower: what it has goes to the next leader as any follower's
+// requests do.
 #include "coordinator/copy_shell.h"
 
 #include <assert.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #include "base/mem.h"
-#include "coordinator/rpc_shell.h"
+#include "coordinator/copy_inside.h"
 
-enum { RETRY_MS = 100, WATCH_MS = 100 };
-
-// To the leader.
-struct uplink {
-    uv_tcp_t tcp;
-    uv_connect_t connecting;
-    uv_write_t write;
-    struct copies *copies;
-    struct wire_decoder in;
-    struct secure *secure; // owned; NULL: in the clear
-    struct strbuf wire;    // of `secure`: sealed, not written yet
-    struct strbuf plain;   // of one read
-    struct strbuf out, sending;
-    bool up, writing, closing;
-    char buffer[64 << 10];
+enum {
+    WATCH_MS = 100,
+    ALONE_MS = 10 * 1000, // without a leader for longer, clients are refused at once
 };
 
-struct copies {
-    struct shell *shell;
-    struct store *store;
-    uv_async_t news; // from the store's thread
-    uv_timer_t retry;
-    enum copy_role role;
-    bool deposed;
-    struct store_view view;
-    struct wire_arena arena;
-    // standby
-    struct shadow shadow;
-    struct uplink *uplink; // NULL: between two tries
-    bool fresh;            // the next record is the first of a new connection
-    // leader
-    struct copier copier;
-    uint64_t standby; // its connection; 0 = none
-    uv_timer_t watch; // whether it acknowledges
-    struct strbuf frame;
-};
-
-bool copies_serving(const struct shell *s)
+bool copies_leading(const struct shell *s)
 {
     return !s->copies || s->copies->role == COPY_LEADER;
 }
 
-bool copies_deposed(const struct shell *s)
+bool copies_serving(const struct shell *s)
 {
-    return s->copies && s->copies->deposed;
+    return copies_leading(s) || s->cfg->copies != COPY_OFF;
+}
+
+bool copies_unsure(const struct shell *s)
+{
+    return !copies_leading(s) && !follower_synced(&s->copies->follower);
 }
 
 const char *copies_leader_http(struct shell *s)
 {
-    return s->copies ? s->copies->view.leader.http : "";
+    return s->copies && !copies_leading(s) ? s->copies->view.leader.http : "";
 }
 
-// ---- the leader's side --------------------------------------------------------------------------
-
-static void send_record(struct copies *c, struct copy_record *r)
+void copies_state(const struct shell *s, uint32_t *replicas, uint32_t *replicas_ready)
 {
-    struct copy copy = {.kind = COPY_RECORD, .record = *r};
-    copy.record.seq = copier_stamp(&c->copier);
-    copy.record.epoch = coord_epoch(c->shell->core);
-    strbuf_clear(&c->frame);
-    if (wire_encode_copy(&c->arena, &copy, &c->frame)) {
-        log_error("coordinator: a record for the standby is too large; it is let go");
-        rpc_close_conn(c->shell->rpc, c->standby, "a record is too large");
-        return;
-    }
-    rpc_send_bytes(c->shell->rpc, c->standby, c->frame.v, c->frame.n);
+    struct coord_stats st;
+    coord_stats(s->core, &st);
+    *replicas = st.replicas;
+    *replicas_ready = st.replicas_ready;
+    if (!copies_leading(s))
+        *replicas_ready = copies_unsure(s) ? 0 : s->copies->state.replicas_ready;
 }
 
-static void submit_record(struct copy_record *r, const struct coord_request_view *v,
-                          const struct live *l)
+bool copies_relieved(const struct shell *s)
 {
-    *r = (struct copy_record){.what = COPY_SUBMIT,
-                              .request = v->id,
-                              .tenant = v->tenant,
-                              .model = v->model,
-                              .pool = v->pool,
-                              .session = v->session,
-                              .fingerprint = v->fingerprint,
-                              .journal = {.request = v->id,
-                                          .prompt = v->prompt,
-                                          .prompt_n = v->prompt_n,
-                                          .emitted = v->tokens,
-                                          .emitted_n = v->tokens_n,
-                                          .max_tokens = v->max_tokens,
-                                          .stop_ids_n = v->stop_ids_n,
-                                          .band = v->band,
-                                          .sampling = v->sampling},
-                              .head = {.api = l->head.kind,
-                                       .created = l->head.created,
-                                       .include_usage = l->head.include_usage,
-                                       .stop = l->stop,
-                                       .stop_n = l->stop_n}};
-    memcpy(r->journal.stop_ids, v->stop_ids, v->stop_ids_n * sizeof *v->stop_ids);
+    const struct copies *c = s->copies;
+    for (uint32_t i = 0; c && c->role == COPY_LEADER && i < c->copier.peers_n; i++)
+        if (c->copier.peers[i].synced && !c->copier.peers[i].far)
+            return true;
+    return c && c->role == COPY_FOLLOWER;
 }
 
-static bool copying(const struct shell *s)
-{
-    return s->copies && s->copies->standby;
-}
+// ---- clients of a follower ----------------------------------------------------------------------
 
-void copies_submitted(struct shell *s, uint64_t request)
+bool copies_submit(struct shell *s, const struct live *l, uint64_t deadline_us)
 {
-    struct coord_request_view v;
-    const struct live *l = shell_find_live(s, request);
-    if (!copying(s) || !l || !coord_request_find(s->core, request, &v) || !v.prompt)
-        return;
-    struct copy_record r;
-    submit_record(&r, &v, l);
-    r.journal.emitted_n = 0; // its tokens follow
-    send_record(s->copies, &r);
-}
-
-bool copies_hold_acceptance(struct shell *s, uint64_t request)
-{
-    return s->copies && s->copies->role == COPY_LEADER &&
-           copier_hold(&s->copies->copier, &(struct coord_action){.kind = COORD_TOKENS,
-                                                                  .tokens = {.request = request}});
-}
-
-bool copies_hold(struct shell *s, const struct coord_action *a)
-{
-    struct copy_record r;
-    if (!s->copies || s->copies->role != COPY_LEADER)
+    if (copies_leading(s))
         return false;
-    if (copying(s) && copier_record(a, &r))
-        send_record(s->copies, &r);
-    return copier_hold(&s->copies->copier, a);
-}
-
-void copies_told(struct shell *s, const struct coord_action *a)
-{
-    struct copy_record r;
-    if (copying(s) && copier_record_after(a, &r))
-        send_record(s->copies, &r);
-}
-
-static void release(struct copies *c)
-{
-    const struct coord_action *a;
-    while ((a = copier_next(&c->copier)))
-        shell_act_seen(c->shell, a);
-}
-
-static bool snapshot(void *arg, const struct coord_request_view *v)
-{
-    struct copies *c = arg;
-    const struct live *l = shell_find_live(c->shell, v->id);
-    if (!l || !v->prompt || v->finish != FINISH_NONE) // what is only kept has no prompt any more
+    const struct coord_submit *q = &l->submit;
+    struct copy_record r = {
+        .what = COPY_SUBMIT,
+        .request = l->request,
+        .tenant = q->tenant,
+        .model = q->model,
+        .pool = q->pool,
+        .session = q->session,
+        .journal = {.request = l->request,
+                    .prompt = q->prompt,
+                    .prompt_n = q->prompt_n,
+                    .max_tokens = q->max_tokens,
+                    .stop_ids_n = q->stop_ids_n,
+                    .band = q->band,
+                    .sampling = q->sampling},
+        .head = {.api = l->head.kind,
+                 .created = l->head.created,
+                 .include_usage = l->head.include_usage,
+                 .stop = l->stop,
+                 .stop_n = l->stop_n},
+    };
+    memcpy(r.journal.stop_ids, q->stop_ids, sizeof r.journal.stop_ids);
+    struct follower *f = &s->copies->follower;
+    uint64_t alone_us = s->copies->alone_us, now_us = shell_now_us();
+    if (alone_us && now_us - alone_us > ALONE_MS * 1000ull) {
+        shell_act_seen(s, &(struct coord_action){
+                              .kind = COORD_REFUSED,
+                              .refused = {l->request, COORD_REFUSE_NO_CAPACITY, 2000,
+                                          "no coordinator leads, or it does not answer this one"}});
         return true;
-    struct copy_record r;
-    submit_record(&r, v, l);
-    send_record(c, &r);
+    }
+    if (f->asks.n >= s->cfg->core.queue_limit) {
+        shell_act_seen(s, &(struct coord_action){
+                              .kind = COORD_REFUSED,
+                              .refused = {l->request, COORD_REFUSE_QUEUE_FULL, 2000,
+                                          "too many requests wait for a coordinator to lead"}});
+        return true;
+    }
+    follower_submit(f, &r, deadline_us, now_us);
     return true;
 }
 
-// A standby that hangs must not hold the clients: it is let go, and comes back when it can.
-static void on_watch(uv_timer_t *t)
+bool copies_request(struct shell *s, enum coord_event_kind kind, uint64_t request)
 {
-    struct copies *c = t->data;
-    uint32_t limit_ms = c->shell->cfg->core.heartbeat_timeout_ms;
-    if (!copier_stuck(&c->copier, shell_now_us(), limit_ms))
-        return;
-    log_warn("coordinator: the standby has acknowledged nothing for %u ms", limit_ms);
-    rpc_close_conn(c->shell->rpc, c->standby, "it acknowledges nothing");
+    if (copies_leading(s))
+        return false;
+    struct follower *f = &s->copies->follower;
+    if (kind == COORD_ATTACH)
+        follower_attach(f, request);
+    else if (kind == COORD_DETACH)
+        follower_detach(f, request);
+    else if (kind == COORD_CANCEL)
+        follower_cancel(f, request);
+    return true; // a stop string the leader finds itself
 }
 
-static void standby_came(struct copies *c, struct rpc_conn *conn, const char *hello_name)
+const struct shadow_request *copies_find(const struct shell *s, uint64_t request)
 {
-    char name[LIMIT_NAME];
-    snprintf(name, sizeof name, "%s", hello_name); // it lies in the arena that records are made in
-    if (c->standby) {
-        rpc_conn_close(conn, "there is a standby already");
-        return;
-    }
-    conn->role = RPC_CONN_COPY;
-    c->standby = conn->id;
-    coord_each_request(c->shell->core, snapshot, c);
-    struct copy_record r = {.what = COPY_SYNCED};
-    send_record(c, &r);
-    copier_syncing(&c->copier, c->copier.seq);
-    uv_timer_start(&c->watch, on_watch, WATCH_MS, WATCH_MS);
-    log_info("coordinator: standby %s came, gets %llu records", name,
-             (unsigned long long)c->copier.seq);
+    return copies_leading(s) ? NULL : follower_find(&s->copies->follower, request);
 }
+
+bool copies_knows(const struct shell *s, uint64_t request)
+{
+    const struct follower *f = &s->copies->follower;
+    return follower_find(f, request) || shadow_find(&f->asks, request);
+}
+
+// ---- connections --------------------------------------------------------------------------------
 
 void copies_frame(struct shell *s, struct rpc_conn *conn, const struct wire_frame *f)
 {
     struct copies *c = s->copies;
-    struct errmsg err = {0};
-    struct copy copy;
-    if (!c || c->role != COPY_LEADER || c->shell->cfg->copies == COPY_OFF) {
-        rpc_conn_close(conn, "no copies are made here");
-        return;
-    }
-    if (wire_decode_copy(&c->arena, f, &copy, &err)) {
-        rpc_conn_close(conn, err.text);
-        return;
-    }
-    if (copy.kind == COPY_HELLO && conn->role == RPC_CONN_NEW) {
-        standby_came(c, conn, copy.hello.name);
-    } else if (copy.kind == COPY_ACK && conn->id == c->standby) {
-        copier_ack(&c->copier, copy.ack);
-        release(c);
-    } else {
-        rpc_conn_close(conn, "a frame of copies that is out of place");
-    }
+    if (!c || c->role != COPY_LEADER || s->cfg->copies == COPY_OFF)
+        rpc_conn_close(conn, c && c->role == COPY_FOLLOWER ? NULL : "no copies are made here");
+    else
+        lead_frame(c, conn, f);
 }
 
 void copies_conn_down(struct shell *s, const struct rpc_conn *conn)
 {
-    struct copies *c = s->copies;
-    if (!c || !c->standby || c->standby != conn->id)
-        return;
-    log_warn("coordinator: the standby is gone: until one comes, nothing is copied");
-    c->standby = 0;
-    uv_timer_stop(&c->watch);
-    copier_lost(&c->copier);
-    release(c);
-}
-
-// ---- the standby's side -------------------------------------------------------------------------
-
-static void on_uplink_closed(uv_handle_t *h)
-{
-    struct uplink *u = h->data;
-    wire_decoder_finish(&u->in);
-    secure_close(u->secure);
-    strbuf_finish(&u->wire);
-    strbuf_finish(&u->plain);
-    strbuf_finish(&u->out);
-    strbuf_finish(&u->sending);
-    free(u);
-}
-
-static void uplink_try(struct copies *c);
-
-static void on_retry(uv_timer_t *t)
-{
-    uplink_try(t->data);
-}
-
-static void uplink_drop(struct uplink *u, const char *why)
-{
-    struct copies *c = u->copies;
-    if (u->closing)
-        return;
-    u->closing = true;
-    if (u->up)
-        log_warn("coordinator: the leader's copies end: %s; %u requests are here", why,
-                 c->shadow.n);
-    c->uplink = NULL;
-    uv_close((uv_handle_t *)&u->tcp, on_uplink_closed);
-    if (c->role == COPY_STANDBY)
-        uv_timer_start(&c->retry, on_retry, RETRY_MS, 0);
-}
-
-static void uplink_flush(struct uplink *u);
-
-static void on_uplink_written(uv_write_t *w, int status)
-{
-    struct uplink *u = w->data;
-    u->writing = false;
-    if (status < 0)
-        uplink_drop(u, uv_strerror(status));
-    else
-        uplink_flush(u);
-}
-
-static void uplink_flush(struct uplink *u)
-{
-    if (u->writing || u->closing)
-        return;
-    struct strbuf *next = &u->out;
-    if (u->secure) {
-        if (u->out.n && secure_seal(u->secure, u->out.v, u->out.n, &u->wire) == STATUS_OK)
-            strbuf_clear(&u->out);
-        next = &u->wire;
-    }
-    if (!next->n)
-        return;
-    struct strbuf swap = u->sending;
-    u->sending = *next;
-    *next = swap;
-    strbuf_clear(next);
-    uv_buf_t buf = uv_buf_init(u->sending.v, (unsigned)u->sending.n);
-    u->write.data = u;
-    u->writing = true;
-    int rc = uv_write(&u->write, (uv_stream_t *)&u->tcp, &buf, 1, on_uplink_written);
-    if (rc) {
-        u->writing = false;
-        uplink_drop(u, uv_strerror(rc));
-    }
-}
-
-static void uplink_say(struct uplink *u, const struct copy *copy)
-{
-    if (wire_encode_copy(&u->copies->arena, copy, &u->out))
-        log_error("coordinator: a word to the leader is too large");
-    uplink_flush(u);
-}
-
-static enum status take(struct copies *c, const struct wire_frame *f, struct errmsg *err)
-{
-    struct copy copy;
-    enum status st = wire_decode_copy(&c->arena, f, &copy, err);
-    if (!st && copy.kind != COPY_RECORD)
-        st = errmsg_set(err, STATUS_LINK_PROTOCOL, "a frame that leaders do not send");
-    if (st)
-        return st;
-    if (c->fresh) // only now: until then the old one is the best there is
-        shadow_clear(&c->shadow);
-    c->fresh = false;
-    return shadow_take(&c->shadow, &copy.record, err);
-}
-
-static void on_uplink_read(uv_stream_t *stream, ssize_t n, const uv_buf_t *buf)
-{
-    struct uplink *u = stream->data;
-    struct copies *c = u->copies;
-    struct errmsg err = {0};
-    struct wire_frame f;
-    if (n == 0 || u->closing)
-        return;
-    if (n < 0) {
-        uplink_drop(u, uv_strerror((int)n));
-        return;
-    }
-    uint64_t before = c->fresh ? 0 : c->shadow.seq;
-    enum status st = STATUS_OK;
-    if (u->secure) {
-        strbuf_clear(&u->plain);
-        st = secure_feed(u->secure, buf->base, (size_t)n, &u->plain, &u->wire, &err);
-        uplink_flush(u);
-        if (st != STATUS_OK) {
-            log_warn("coordinator: the leader at %s: %s", c->view.leader.rpc, err.text);
-            uplink_drop(u, err.text);
-            return;
-        }
-        if (u->plain.n)
-            wire_decoder_feed(&u->in, u->plain.v, u->plain.n);
-    } else {
-        wire_decoder_feed(&u->in, buf->base, (size_t)n);
-    }
-    while (!(st = wire_decoder_next(&u->in, &f, &err)) && !(st = take(c, &f, &err)))
-        ;
-    if (st != STATUS_AGAIN)
-        uplink_drop(u, err.text);
-    else if (!c->fresh && c->shadow.seq != before)
-        uplink_say(u, &(struct copy){.kind = COPY_ACK, .ack = c->shadow.seq});
-}
-
-static void on_uplink_alloc(uv_handle_t *h, size_t suggested, uv_buf_t *buf)
-{
-    struct uplink *u = h->data;
-    *buf = uv_buf_init(u->buffer, sizeof u->buffer);
-}
-
-static void on_uplink_connected(uv_connect_t *req, int rc)
-{
-    struct uplink *u = req->data;
-    if (u->closing)
-        return;
-    if (!rc)
-        rc = uv_read_start((uv_stream_t *)&u->tcp, on_uplink_alloc, on_uplink_read);
-    if (rc) {
-        uplink_drop(u, uv_strerror(rc));
-        return;
-    }
-    u->up = true;
-    u->copies->fresh = true;
-    uv_tcp_nodelay(&u->tcp, 1);
-    log_info("coordinator: standby of %s", u->copies->view.leader.name);
-    if (u->secure)
-        secure_greet(u->secure, &u->wire);
-    uplink_say(u, &(struct copy){.kind = COPY_HELLO, .hello = {u->copies->shell->cfg->name}});
-}
-
-static void uplink_try(struct copies *c)
-{
-    struct sockaddr_storage a;
-    struct errmsg err = {0};
-    if (c->role != COPY_STANDBY || c->uplink)
-        return;
-    if (!*c->view.leader.rpc ||
-        shell_address("store: the leader's rpc", c->view.leader.rpc, &a, &err)) {
-        if (err.text[0])
-            log_warn("coordinator: %s", err.text);
-        uv_timer_start(&c->retry, on_retry, RETRY_MS, 0);
-        return;
-    }
-    struct uplink *u = mem_zalloc(1, sizeof *u);
-    u->copies = c;
-    wire_decoder_init(&u->in, 0);
-    if (c->shell->domain)
-        u->secure = secure_open(c->shell->domain, false);
-    uv_tcp_init(&c->shell->loop, &u->tcp);
-    u->tcp.data = u->connecting.data = u;
-    c->uplink = u;
-    int rc = uv_tcp_connect(&u->connecting, &u->tcp, (struct sockaddr *)&a, on_uplink_connected);
-    if (rc)
-        uplink_drop(u, uv_strerror(rc));
+    if (s->copies && s->copies->role == COPY_LEADER)
+        lead_conn_down(s->copies, conn->id);
 }
 
 // ---- succession ---------------------------------------------------------------------------------
 
-static void restore(struct copies *c)
+static void take_mark(void *arg, const struct shadow_mark *m)
 {
-    struct shadow_request *q, *next;
-    HASH_ITER(hh, c->shadow.requests, q, next)
-    shell_restore(c->shell, q);
+    struct copies *c = arg;
+    shell_step(c->shell,
+               &(struct coord_event){
+                   .kind = COORD_RESTORE_MARK,
+                   .admin = {.op = m->mark == COPY_MARK_DRAIN ? COORD_DRAIN : COORD_EJECT,
+                             .target = m->node}});
+}
+
+static void take_request(void *arg, const struct shadow_request *q, bool fresh)
+{
+    struct copies *c = arg;
+    uint64_t id = q->restore.submit.request;
+    shell_restore(c->shell, q, fresh);
+    if (fresh) // those who read it are told next
+        shell_step(c->shell, &(struct coord_event){.kind = COORD_DETACH, .req = {id, 0}});
+}
+
+static void take_reads(void *arg, uint64_t request, uint32_t clients, bool cancel)
+{
+    struct copies *c = arg;
+    for (uint32_t i = 0; i < clients; i++)
+        shell_step(c->shell, &(struct coord_event){.kind = COORD_ATTACH, .req = {request, 0}});
+    if (cancel)
+        shell_step(c->shell, &(struct coord_event){.kind = COORD_CANCEL, .req = {request, 0}});
 }
 
 static void lead(struct copies *c)
 {
     struct errmsg err = {0};
+    uint64_t epoch = c->follower.shadow.epoch > c->follower.before.epoch
+                         ? c->follower.shadow.epoch
+                         : c->follower.before.epoch;
+    follow_drop(c, "this one leads now");
     c->role = COPY_LEADER;
-    uv_timer_stop(&c->retry);
-    if (c->uplink)
-        uplink_drop(c->uplink, "this one leads now");
-    log_info("coordinator: %s leads now, with %u requests of the one before", c->view.leader.name,
-             c->shadow.n);
-    if (shell_new_core(c->shell, c->shadow.epoch, &err)) {
+    c->alone_us = 0;
+    c->takeovers++;
+    log_info("coordinator: %s leads now, with %u requests of the one before",
+             c->shell->cfg->name, c->follower.shadow.n + c->follower.before.n);
+    if (shell_new_core(c->shell, epoch, &err)) { // it was made from the same settings at the start
         log_error("coordinator: %s", err.text);
-        c->deposed = true;
-        return;
+        abort();
     }
-    restore(c);
-    shadow_clear(&c->shadow);
+    const struct follower_heir heir = {take_mark, take_request, take_reads, c};
+    follower_inherit(&c->follower, &heir);
+    shell_end_unknown(c->shell);
+}
+
+static bool keep_request(void *arg, const struct coord_request_view *v)
+{
+    struct copies *c = arg;
+    const struct live *l = shell_find_live(c->shell, v->id);
+    if (!l || shadow_find(&c->follower.shadow, v->id))
+        return true;
+    struct copy_record r = lead_submit_record(v, l);
+    struct token_out *tokens = NULL;
+    struct shadow_request *q = shadow_request_create(&r);
+    r = lead_tokens_record(v, l, &tokens);
+    shadow_request_tokens(q, &r);
+    free(tokens);
+    q->restore.finish = v->finish;
+    q->restore.status = v->status;
+    shadow_put(&c->follower.shadow, q);
+    return true;
+}
+
+// The core goes; its nodes look for who leads now, and so does this one. What clients here read, and
+// what nobody reads at the moment, is asked of the next leader, should that one not know it.
+static void follow(struct copies *c, const char *why)
+{
+    struct errmsg err = {0};
+    struct shell *s = c->shell;
+    log_error("coordinator: %s: this one follows", why);
+    uint64_t epoch = coord_epoch(s->core);
+    shadow_clear(&c->follower.shadow);
+    coord_each_request(s->core, keep_request, c);
+    c->follower.shadow.synced = true;
+    c->follower.shadow.epoch = epoch;
+    c->follower.offer_all = true;
+    lead_end(c);
+    c->role = COPY_FOLLOWER;
+    c->state = (struct copy_state){0};
+    shell_each_read(s, follower_attach, &c->follower);
+    rpc_close_nodes(s->rpc);
+    if (shell_new_core(s, epoch, &err)) {
+        log_error("coordinator: %s", err.text);
+        abort();
+    }
+    follow_try(c);
+}
+
+// The lease has run out as far as this leader can know, and the store cannot be asked. Is one of
+// those that might lead now out of its sight? One that follows does not lead.
+static const char *out_of_sight(const struct copies *c)
+{
+    const struct copier_peer *peer;
+    for (uint32_t i = 0; i < c->view.members_n; i++) {
+        const char *name = c->view.members[i].name;
+        bool seen = !strcmp(name, c->shell->cfg->name);
+        for (uint32_t k = 0; k < c->peers_n && !seen; k++)
+            seen = !strcmp(c->peers[k].name, name) &&
+                   (peer = copier_peer(&c->copier, c->peers[k].conn)) && peer->synced;
+        if (!seen)
+            return name;
+    }
+    return NULL;
+}
+
+static void check_lease(struct copies *c)
+{
+    char why[LIMIT_NAME + 120];
+    const char *name = c->view.lapsed ? out_of_sight(c) : NULL;
+    if (!name)
+        return;
+    snprintf(why, sizeof why, "the lease has run out, the store cannot be reached, and %s may lead",
+             name);
+    store_yield(c->store);
+    c->view.leads = false;
+    follow(c, why);
 }
 
 static void on_news(uv_async_t *a)
 {
     struct copies *c = a->data;
     store_look(c->store, &c->view);
-    if (c->view.leads && c->role == COPY_STANDBY) {
+    if (c->view.leads && c->role == COPY_FOLLOWER) {
         lead(c);
-    } else if (!c->view.leads && c->role == COPY_LEADER && !c->deposed) {
-        log_error("coordinator: %s leads now: this one ends",
-                  *c->view.leader.name ? c->view.leader.name : "another one");
-        c->deposed = true;
-    } else if (c->role == COPY_STANDBY) {
-        uplink_try(c);
+    } else if (!c->view.leads && c->role == COPY_LEADER) {
+        char why[LIMIT_NAME + 20];
+        snprintf(why, sizeof why, "%s leads now",
+                 *c->view.leader.name ? c->view.leader.name : "another one");
+        follow(c, why);
+    } else if (c->role == COPY_FOLLOWER) {
+        follow_try(c);
     }
-    if (c->deposed)
-        uv_stop(&c->shell->loop);
 }
 
 static void on_store(void *arg)
 {
     struct copies *c = arg;
     uv_async_send(&c->news);
+}
+
+static void on_watch(uv_timer_t *t)
+{
+    struct copies *c = t->data;
+    uint64_t now_us = shell_now_us();
+    if (c->role == COPY_LEADER) {
+        lead_tick(c, now_us);
+        check_lease(c);
+    } else {
+        follow_tick(c, now_us);
+        if (follower_synced(&c->follower))
+            c->alone_us = 0;
+        else if (!c->alone_us)
+            c->alone_us = now_us;
+    }
 }
 
 enum status copies_open(struct shell *s, struct errmsg *err)
@@ -471,12 +315,13 @@ enum status copies_open(struct shell *s, struct errmsg *err)
         return STATUS_OK;
     struct copies *c = mem_zalloc(1, sizeof *c);
     c->shell = s;
-    c->role = COPY_STANDBY;
+    c->role = COPY_FOLLOWER;
     c->copier.mode = cfg->copies;
     uv_async_init(&s->loop, &c->news, on_news);
-    uv_timer_init(&s->loop, &c->retry);
     uv_timer_init(&s->loop, &c->watch);
-    c->news.data = c->retry.data = c->watch.data = c;
+    c->news.data = c->watch.data = c;
+    follow_open(c);
+    uv_timer_start(&c->watch, on_watch, WATCH_MS, WATCH_MS);
     s->copies = c;
     struct store_args args = {.url = cfg->store,
                               .cluster = cfg->cluster,
@@ -493,9 +338,77 @@ void copies_close(struct copies *c)
     if (!c)
         return;
     store_close(c->store);
-    copier_finish(&c->copier);
-    shadow_clear(&c->shadow);
+    lead_end(c);
+    follower_finish(&c->follower);
     wire_arena_finish(&c->arena);
     strbuf_finish(&c->frame);
+    c->shell->copies = NULL;
     free(c); // its handles go with the process
+}
+
+// ---- views --------------------------------------------------------------------------------------
+
+static void put_one(struct strbuf *out, const char *name, const char *http, const char *rpc,
+                    const char *role)
+{
+    strbuf_puts(out, out->v[out->n - 1] == '[' ? "{\"name\":" : ",{\"name\":");
+    strbuf_json(out, name, strlen(name));
+    strbuf_puts(out, ",\"http\":");
+    strbuf_json(out, http, strlen(http));
+    strbuf_puts(out, ",\"rpc\":");
+    strbuf_json(out, rpc, strlen(rpc));
+    strbuf_printf(out, ",\"role\":\"%s\"", role);
+}
+
+void copies_json(struct shell *s, struct strbuf *out)
+{
+    const struct copies *c = s->copies;
+    char http[COPY_ADDRESS], rpc[COPY_ADDRESS];
+    shell_own_address(s, http, sizeof http, rpc, sizeof rpc);
+    strbuf_puts(out, "{\"coordinators\":[");
+    put_one(out, s->cfg->name, http, rpc,
+            copies_leading(s)  ? "leader"
+            : copies_unsure(s) ? "looks for the leader"
+                               : "follower");
+    strbuf_printf(out, ",\"this\":true,\"takeovers\":%llu}",
+                  (unsigned long long)(c ? c->takeovers : 0));
+    for (uint32_t i = 0; c && c->role == COPY_LEADER && i < c->peers_n; i++) {
+        const struct copies_peer *p = &c->peers[i];
+        const struct copier_peer *k = copier_peer(&c->copier, p->conn);
+        put_one(out, p->name, p->http, p->rpc, "follower");
+        strbuf_printf(out, ",\"this\":false,\"synced\":%s,\"behind\":%llu}",
+                      k && k->synced ? "true" : "false",
+                      (unsigned long long)(k ? c->copier.seq - k->acked : 0));
+    }
+    strbuf_puts(out, "]}\n");
+}
+
+void copies_metrics(struct shell *s, struct strbuf *out)
+{
+    const struct copies *c = s->copies;
+    strbuf_printf(out,
+                  "# HELP hadal_coordinator_leads This coordinator leads.\n"
+                  "# TYPE hadal_coordinator_leads gauge\nhadal_coordinator_leads %d\n",
+                  copies_leading(s));
+    if (!c)
+        return;
+    uint64_t behind = 0;
+    for (uint32_t i = 0; i < c->copier.peers_n; i++)
+        if (c->copier.seq - c->copier.peers[i].acked > behind)
+            behind = c->copier.seq - c->copier.peers[i].acked;
+    strbuf_printf(out,
+                  "# HELP hadal_coordinator_followers Coordinators that follow this one.\n"
+                  "# TYPE hadal_coordinator_followers gauge\nhadal_coordinator_followers %u\n"
+                  "# HELP hadal_copies_behind Records that the slowest follower has not "
+                  "acknowledged.\n"
+                  "# TYPE hadal_copies_behind gauge\nhadal_copies_behind %llu\n"
+                  "# HELP hadal_copies_held Actions that wait for followers.\n"
+                  "# TYPE hadal_copies_held gauge\nhadal_copies_held %u\n"
+                  "# HELP hadal_coordinator_takeovers_total Times that this one began to lead.\n"
+                  "# TYPE hadal_coordinator_takeovers_total counter\n"
+                  "hadal_coordinator_takeovers_total %llu\n"
+                  "# HELP hadal_store_reachable The store answers.\n"
+                  "# TYPE hadal_store_reachable gauge\nhadal_store_reachable %d\n",
+                  c->peers_n, (unsigned long long)behind, c->copier.held_n,
+                  (unsigned long long)c->takeovers, c->view.reachable);
 }

@@ -264,6 +264,7 @@ void waiters_free(struct waiter **list);
 // ---- members.c ----
 void members_up(struct coord *c, uint64_t conn, const struct msg *hello);
 void members_down(struct coord *c, uint64_t conn);
+void members_restore_mark(struct coord *c, const struct coord_admin *a);
 void members_timer(struct coord *c, struct member *m);
 struct member *members_find(const struct coord *c, const char *name); // NULL = none
 void member_move(struct coord *c, struct member *m, enum coord_node_state to);

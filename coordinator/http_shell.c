@@ -35,6 +35,7 @@ static const char *reason_of(int status)
     } reasons[] = {
         {200, "OK"},
         {204, "No Content"},
+        {307, "Temporary Redirect"},
         {400, "Bad Request"},
         {401, "Unauthorized"},
         {404, "Not Found"},
@@ -67,6 +68,8 @@ void http_reply(struct http_server *h, h2o_req_t *req, const struct http_reply *
         snprintf(text, sizeof text, "%016llx", (unsigned long long)how->request);
         http_header(req, "x-request-id", text);
     }
+    if (how->location)
+        http_header(req, "location", how->location);
     if (how->leader && *how->leader)
         http_header(req, "x-hadal-leader", how->leader);
     if (how->reason)
@@ -90,7 +93,7 @@ void http_reply_error(struct http_server *h, h2o_req_t *req, uint64_t request,
         .status = e->http,
         .request = request,
         .reason = e->code,
-        .leader = copies_serving(h->shell) ? NULL : copies_leader_http(h->shell),
+        .leader = copies_leader_http(h->shell),
         .retry_after_ms = e->retry_after_ms,
     };
     http_reply(h, req, &how, &body);
@@ -192,11 +195,15 @@ static void model_page(struct http_server *h, h2o_req_t *req, h2o_iovec_t name)
 static void ready_page(struct http_server *h, h2o_req_t *req)
 {
     struct coord_stats st;
+    uint32_t replicas, replicas_ready;
     coord_stats(h->shell->core, &st);
-    bool ready = st.replicas_ready > 0 && !st.closing && copies_serving(h->shell);
+    copies_state(h->shell, &replicas, &replicas_ready);
+    bool ready = replicas_ready > 0 && !st.closing && copies_serving(h->shell);
     struct strbuf body = {0};
-    strbuf_printf(&body, "{\"ready\":%s,\"replicas_ready\":%u,\"replicas\":%u}\n",
-                  ready ? "true" : "false", st.replicas_ready, st.replicas);
+    strbuf_printf(&body,
+                  "{\"ready\":%s,\"replicas_ready\":%u,\"replicas\":%u,\"leads\":%s}\n",
+                  ready ? "true" : "false", replicas_ready, replicas,
+                  copies_leading(h->shell) ? "true" : "false");
     http_reply(h, req, &(struct http_reply){.status = ready ? 200 : 503}, &body);
     strbuf_finish(&body);
 }
@@ -213,7 +220,10 @@ static bool page(struct http_server *h, h2o_req_t *req, const h2o_iovec_t *p, si
         strbuf_puts(&body, "{\"ok\":true}\n");
     } else if (n == 1 && http_is(p[0], "metrics")) {
         admin_metrics(&v, &body);
+        copies_metrics(h->shell, &body);
         type = "text/plain; version=0.0.4; charset=utf-8";
+    } else if (n == 3 && http_is(p[2], "coordinators")) {
+        copies_json(h->shell, &body);
     } else if (n == 3 && http_is(p[2], "status")) {
         admin_status_json(&v, &body);
     } else if (n == 3 && http_is(p[2], "nodes")) {
@@ -280,12 +290,32 @@ static bool stream_route(struct http_server *h, h2o_req_t *req, h2o_iovec_t name
     return true;
 }
 
+// What operators see and say is the leader's.
+static bool redirect(struct http_server *h, h2o_req_t *req, struct openai_error *e)
+{
+    const char *leader = copies_leader_http(h->shell);
+    struct strbuf to = {0};
+    if (copies_unsure(h->shell) || !*leader) {
+        openai_fail(e, 503, NULL, "no_leader", "No coordinator leads at the moment; ask again.");
+        e->retry_after_ms = 500;
+        return false;
+    }
+    strbuf_printf(&to, "%s%.*s", leader, (int)req->path.len, req->path.base);
+    http_reply(h, req,
+               &(struct http_reply){.status = 307, .leader = leader, .location = to.v},
+               &(struct strbuf){0});
+    strbuf_finish(&to);
+    return true;
+}
+
 static bool route(struct http_server *h, h2o_req_t *req, struct openai_error *e)
 {
     h2o_iovec_t p[5];
     size_t n = split_path(req, p, 5);
     bool v1 = n >= 2 && n <= 5 && http_is(p[0], "v1");
     bool changes = !http_is(req->method, "GET") || (v1 && n == 3 && http_is(p[1], "streams"));
+    if (n >= 3 && http_is(p[0], "hadal") && !copies_leading(h->shell))
+        return redirect(h, req, e);
     if (changes && !copies_serving(h->shell)) {
         openai_fail(e, 503, NULL, "standby", "This coordinator is a standby; %s leads.",
                     *copies_leader_http(h->shell) ? copies_leader_http(h->shell) : "no one");

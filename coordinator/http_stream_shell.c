@@ -12,6 +12,7 @@
 #include <utlist.h>
 
 #include "base/mem.h"
+#include "coordinator/copy_shell.h"
 
 enum {
     SEND_BYTES = 32 << 10,  // rendered ahead of the socket, about
@@ -375,6 +376,13 @@ void http_stream_attach(struct http_server *h, h2o_req_t *req, uint64_t request,
     const struct live *l = shell_attach(h->shell, request, &st->reader);
     st->sse = true;
     st->last_id = last_id;
+    if (!l && copies_unsure(h->shell)) {
+        openai_fail(&e, 503, "id", "no_leader",
+                    "No coordinator leads at the moment that could tell; ask again.");
+        e.retry_after_ms = 300;
+        fail(st, &e);
+        return;
+    }
     if (!l) {
         openai_fail(&e, 404, "id", "not_found",
                     "No such stream, or it ended too long ago to be taken up again.");

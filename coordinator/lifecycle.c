@@ -72,7 +72,7 @@ static const char *nonsense(const struct coord *c, const struct coord_submit *s)
         return "band: not in 0..9";
     if (s->sampling.top_logprobs > LIMIT_TOP_LOGPROBS)
         return "top_logprobs: too many";
-    for (uint32_t i = 0; i < s->prompt_n && s->prompt_n <= LIMIT_CONTEXT; i++)
+    for (uint32_t i = 0; s->prompt && i < s->prompt_n && s->prompt_n <= LIMIT_CONTEXT; i++)
         if (s->prompt[i] < 0 || s->prompt[i] >= LIMIT_VOCAB)
             return "prompt: token id out of range";
     return NULL;
@@ -349,6 +349,8 @@ static bool ends_with_stop(const struct request *q)
 void requests_restore(struct coord *c, const struct coord_restore *s)
 {
     const char *text = nonsense(c, &s->submit);
+    if (!text && !s->submit.prompt && s->finish == FINISH_NONE)
+        text = "prompt: is absent, and the request is not finished";
     struct pool *p = text ? NULL : pool_choose(c, &s->submit, &text);
     if (text) {
         refuse(c, s->submit.request, &(struct refusal){COORD_REFUSE_BAD_REQUEST, 0, text});

@@ -142,6 +142,8 @@ void live_detach(struct reader *r)
 bool live_tokens(struct live *l, const struct token_out *tokens, uint32_t n)
 {
     for (uint32_t i = 0; i < n && !l->answer.stopped; i++) {
+        if (tokens[i].token >= 0 && tokens[i].index < l->answer.tokens_n && l->restored)
+            continue; // computed again, or told again by the next leader
         assert(tokens[i].token < 0 || tokens[i].index == l->answer.tokens_n);
         if (answer_push(&l->answer, &tokens[i]))
             return true;

@@ -29,7 +29,7 @@ struct live {
     uint64_t request;
     enum live_state state;
     bool forgotten; // by the core
-    bool restored;  // of another coordinator: clients may have more of it
+    bool restored;  // of another coordinator: clients, and this, may have more of it than its core
     struct openai_head head;
     struct answer answer;
     struct coord_submit submit; // until it was given to the core

@@ -12,8 +12,11 @@
 #include <time.h>
 #include <unistd.h>
 
+#include <utlist.h>
+
 #include "base/mem.h"
 #include "coordinator/copy_shell.h"
+#include "coordinator/shadow.h"
 #include "proto/secure.h"
 
 uint64_t shell_now_us(void)
@@ -97,7 +100,7 @@ static void on_done(struct shell *s, const struct coord_action *a)
 {
     struct live *l = find_live(s, a->done.request);
     measure(s, a->done.request);
-    if (!l)
+    if (!l || l->state == LIVE_DONE) // told by the leader before this one
         return;
     live_done(l, a->done.finish, a->done.status, a->done.text, a->done.prompt_n, a->done.cached_n);
     shell_dirty(s, l);
@@ -210,10 +213,13 @@ void shell_step(struct shell *s, const struct coord_event *ev)
     stamped.now_us = shell_now_us();
     struct coord_actions actions;
     coord_step(s->core, &stamped, &actions);
-    if (ev->kind == COORD_SUBMIT)
+    if (ev->kind == COORD_SUBMIT || ev->kind == COORD_RESTORE)
         copies_submitted(s, ev->submit.request);
     for (size_t i = 0; i < actions.n; i++)
         act(s, &actions.v[i]);
+    if (ev->kind == COORD_ADMIN && (ev->admin.op == COORD_DRAIN ||
+                                    ev->admin.op == COORD_UNDRAIN || ev->admin.op == COORD_EJECT))
+        copies_ordered(s, ev->admin.target);
 }
 
 // ---- draining -----------------------------------------------------------------------------------
@@ -224,11 +230,27 @@ static void submit(struct shell *s, struct live *l)
     if (ev.submit.deadline_us)
         ev.submit.deadline_us = shell_now_us() + ev.submit.deadline_us * 1000;
     shell_dirty(s, l);
+    if (copies_submit(s, l, ev.submit.deadline_us)) {
+        free(l->prompt);
+        l->prompt = NULL;
+        return;
+    }
     shell_step(s, &ev);
     free(l->prompt);
     l->prompt = NULL;
     if (l->state == LIVE_NEW && !copies_hold_acceptance(s, l->request))
         l->state = LIVE_OPEN;
+}
+
+// A follower keeps a request only as long as it is read here: the rest is in its shadow.
+static void request_word(struct shell *s, const struct shell_event *ev)
+{
+    struct live *l = find_live(s, ev->request.id);
+    if (!copies_request(s, ev->request.kind, ev->request.id))
+        shell_step(s, &(struct coord_event){.kind = ev->request.kind,
+                                            .req = {ev->request.id, ev->request.kept}});
+    else if (l && !l->readers)
+        forget(s, l);
 }
 
 static void handle(struct shell *s, const struct shell_event *ev)
@@ -247,8 +269,7 @@ static void handle(struct shell *s, const struct shell_event *ev)
         submit(s, ev->live);
         break;
     case SHELL_REQUEST:
-        shell_step(s, &(struct coord_event){.kind = ev->request.kind,
-                                            .req = {ev->request.id, ev->request.kept}});
+        request_word(s, ev);
         break;
     case SHELL_ADMIN:
         shell_step(s, &(struct coord_event){.kind = COORD_ADMIN,
@@ -293,11 +314,11 @@ static void listen_name(const char *address, uint16_t port, char *out, size_t n)
     snprintf(out, n, "%.*s:%u", colon ? (int)(colon - address) : 0, address, port);
 }
 
-static void tell_ready(struct shell *s)
+void shell_check_ready(struct shell *s)
 {
-    struct coord_stats st;
-    coord_stats(s->core, &st);
-    if (!st.replicas_ready || !copies_serving(s))
+    uint32_t replicas, replicas_ready;
+    copies_state(s, &replicas, &replicas_ready);
+    if (s->told_ready || !replicas_ready || (!copies_leading(s) && copies_unsure(s)))
         return;
     char address[300], line[320];
     s->told_ready = true;
@@ -321,7 +342,7 @@ static void drain(struct shell *s)
     } while (s->events_n);
     rpc_server_flush(s->rpc);
     if (worked && !s->told_ready)
-        tell_ready(s);
+        shell_check_ready(s);
 }
 
 static void on_prepare(uv_prepare_t *p)
@@ -353,9 +374,29 @@ struct live *shell_submit(struct shell *s, struct text_job *job, struct reader *
     return l;
 }
 
+// A request of the leader that is read here for the first time.
+static struct live *adopt(struct shell *s, uint64_t request)
+{
+    struct errmsg err = {0};
+    const struct shadow_request *q = copies_find(s, request);
+    struct live *l = q ? live_restore(&s->text, q, &err) : NULL;
+    if (q && !l)
+        log_error("coordinator: request %016llx cannot be read here: %s",
+                  (unsigned long long)request, err.text);
+    if (!l)
+        return NULL;
+    HASH_ADD(hh, s->lives, request, sizeof l->request, l);
+    if (q->restore.finish != FINISH_NONE)
+        live_done(l, q->restore.finish, q->restore.status, q->restore.text,
+                  q->restore.submit.prompt_n, q->restore.cached_n);
+    return l;
+}
+
 struct live *shell_attach(struct shell *s, uint64_t request, struct reader *r)
 {
     struct live *l = find_live(s, request);
+    if (!l)
+        l = adopt(s, request);
     if (!l)
         return NULL;
     live_attach(l, r);
@@ -423,8 +464,13 @@ static void on_signal(uv_signal_t *h, int signum)
         stop_now(s);
         return;
     }
-    log_info("coordinator: %s, stopping", signum == SIGINT ? "SIGINT" : "SIGTERM");
     s->draining = true;
+    if (copies_relieved(s)) { // whoever leads next has every stream
+        log_info("coordinator: %s, the others go on", signum == SIGINT ? "SIGINT" : "SIGTERM");
+        uv_timer_start(&s->stop_timer, on_stop_timer, 20, 0);
+        return;
+    }
+    log_info("coordinator: %s, stopping", signum == SIGINT ? "SIGINT" : "SIGTERM");
     s->close_wait.done = on_closed_admission;
     shell_admin(s, COORD_CLOSE, "", 0, &s->close_wait);
     uv_timer_start(&s->stop_timer, on_stop_timer, s->cfg->stop_ms, 0);
@@ -467,6 +513,16 @@ static void start_handles(struct shell *s)
     }
 }
 
+static void answer_waits(struct shell *s)
+{
+    struct admin_wait *w, *next;
+    HASH_ITER(hh, s->waits, w, next)
+    {
+        HASH_DEL(s->waits, w);
+        w->done(w, STATUS_ABORTED, "another coordinator leads now; ask it");
+    }
+}
+
 enum status shell_new_core(struct shell *s, uint64_t epoch, struct errmsg *err)
 {
     struct coord_config core = s->cfg->core;
@@ -476,6 +532,7 @@ enum status shell_new_core(struct shell *s, uint64_t epoch, struct errmsg *err)
     if (core.first_epoch <= epoch) // the other one's clock was ahead
         core.first_epoch = epoch + 1;
     coord_destroy(s->core);
+    answer_waits(s);
     if (!core.max_context)
         core.max_context = s->text.context;
     core.model = s->text.name;
@@ -520,22 +577,70 @@ void shell_own_address(struct shell *s, char *http, size_t http_n, char *rpc, si
         listen_name(s->cfg->rpc, s->rpc_port, rpc, rpc_n);
 }
 
-void shell_restore(struct shell *s, const struct shadow_request *q)
+void shell_restore(struct shell *s, const struct shadow_request *q, bool fresh)
 {
     struct errmsg err = {0};
-    struct live *l = live_restore(&s->text, q, &err);
+    struct live *l = find_live(s, q->restore.submit.request); // clients read it here
     if (!l) {
-        log_error("coordinator: request %016llx cannot go on: %s",
-                  (unsigned long long)q->restore.submit.request, err.text);
-        return;
+        l = live_restore(&s->text, q, &err);
+        if (!l) {
+            log_error("coordinator: request %016llx cannot go on: %s",
+                      (unsigned long long)q->restore.submit.request, err.text);
+            return;
+        }
+        HASH_ADD(hh, s->lives, request, sizeof l->request, l);
     }
-    HASH_ADD(hh, s->lives, request, sizeof l->request, l);
-    shell_step(s, &(struct coord_event){.kind = COORD_RESTORE, .restore = q->restore});
+    l->restored = true;
+    if (fresh)
+        shell_step(s, &(struct coord_event){.kind = COORD_SUBMIT, .submit = q->restore.submit});
+    else
+        shell_step(s, &(struct coord_event){.kind = COORD_RESTORE, .restore = q->restore});
+    l = find_live(s, q->restore.submit.request); // it may have been refused, or let go
+    if (!l)
+        return;
+    if (l->state == LIVE_NEW)
+        l->state = LIVE_OPEN;
+    shell_dirty(s, l);
     if (l->answer.stopped && !q->restore.finish)
         shell_post(s, &(struct shell_event){.kind = SHELL_REQUEST,
                                             .request = {.kind = COORD_STOP,
                                                         .id = q->restore.submit.request,
                                                         .kept = l->answer.tokens_n}});
+}
+
+void shell_end_unknown(struct shell *s)
+{
+    struct live *l, *next;
+    struct coord_request_view v;
+    HASH_ITER(hh, s->lives, l, next)
+    {
+        if (l->state == LIVE_DONE || l->state == LIVE_REFUSED || !l->readers)
+            continue;
+        if (copies_leading(s) ? coord_request_find(s->core, l->request, &v)
+                              : copies_knows(s, l->request))
+            continue;
+        log_error("coordinator: request %016llx is not known to the leader any more",
+                  (unsigned long long)l->request);
+        live_done(l, FINISH_ERROR, STATUS_NOT_FOUND,
+                  "the coordinators have lost it, or ended it while this one was cut off",
+                  l->prompt_n, 0);
+        shell_dirty(s, l);
+    }
+}
+
+void shell_each_read(struct shell *s, void (*attach)(struct follower *f, uint64_t request),
+                     struct follower *f)
+{
+    struct live *l, *next;
+    const struct reader *r;
+    HASH_ITER(hh, s->lives, l, next)
+    {
+        DL_FOREACH(l->readers, r)
+        attach(f, l->request);
+        l->restored = true; // the next leader may be behind what clients here have
+        if (!l->readers)
+            forget(s, l);
+    }
 }
 
 static void tell_addresses(struct shell *s)
@@ -591,8 +696,6 @@ enum status coordinator_run(const struct coordinator_config *cfg, struct errmsg 
         tell_addresses(s);
         uv_run(&s->loop, UV_RUN_DEFAULT);
         log_info("coordinator: stopped");
-        if (copies_deposed(s))
-            st = errmsg_set(err, STATUS_ABORTED, "another coordinator leads");
     }
     copies_close(s->copies);
     // The process ends after this: sockets and timers that libuv and libh2o still hold go with it.

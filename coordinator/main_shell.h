@@ -96,7 +96,7 @@ void shell_dirty(struct shell *s, struct live *l);
 // A request for the core; takes the ids from the job. The reader counts as the first client. NULL:
 // job->error says why not.
 struct live *shell_submit(struct shell *s, struct text_job *job, struct reader *first);
-// One more client; NULL: no such request.
+// One more client; NULL: no such request, or, when copies_unsure, none that is known here.
 struct live *shell_attach(struct shell *s, uint64_t request, struct reader *r);
 // The reader goes away; the core's grace time begins with the last one.
 void shell_detach(struct shell *s, struct reader *r);
@@ -109,10 +109,18 @@ void shell_admin_forget(struct shell *s, struct admin_wait *w);
 
 struct live *shell_find_live(struct shell *s, uint64_t request);    // NULL = none
 void shell_act_seen(struct shell *s, const struct coord_action *a); // one for clients
-// A core without nodes and requests, whose epochs are above `epoch`.
+// A core without nodes and requests, whose epochs are above `epoch`. Operators' commands that wait
+// for the one before are answered.
 STATUS_MUST_USE enum status shell_new_core(struct shell *s, uint64_t epoch, struct errmsg *err);
-// A request of another coordinator goes on here.
-void shell_restore(struct shell *s, const struct shadow_request *q);
+// A request of another coordinator, or of its client (fresh), goes on in the core here.
+void shell_restore(struct shell *s, const struct shadow_request *q, bool fresh);
+// Clients of what nobody knows any more are told so.
+void shell_end_unknown(struct shell *s);
+// Says that `attach` for each client that reads here; what nobody reads is dropped.
+struct follower;
+void shell_each_read(struct shell *s, void (*attach)(struct follower *f, uint64_t request),
+                     struct follower *f);
+void shell_check_ready(struct shell *s); // says "ready" once
 void shell_own_address(struct shell *s, char *http, size_t http_n, char *rpc, size_t rpc_n);
 // "host:port"; blocks when the host is a name. (listen_shell.c)
 STATUS_MUST_USE enum status shell_address(const char *key, const char *address,
@@ -148,6 +156,7 @@ uint64_t rpc_conn_id(const struct rpc_conn *c);
 bool rpc_conn_is_node(const struct rpc_conn *c);
 void rpc_send(struct rpc_server *r, uint64_t conn, const struct msg *m);
 void rpc_close_conn(struct rpc_server *r, uint64_t conn, const char *why);
+void rpc_close_nodes(struct rpc_server *r);
 void rpc_send_bytes(struct rpc_server *r, uint64_t conn, const void *bytes, size_t n); // frames
 // For a node's connection: one step of the core.
 void shell_step(struct shell *s, const struct coord_event *ev);

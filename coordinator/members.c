@@ -210,6 +210,23 @@ static bool make_room(struct coord *c)
     return false;
 }
 
+void members_restore_mark(struct coord *c, const struct coord_admin *a)
+{
+    if (!name_ok(a->target) || (a->op != COORD_DRAIN && a->op != COORD_EJECT))
+        return;
+    struct member *m = members_find(c, a->target);
+    if (!m && make_room(c)) {
+        m = member_create(c, a->target);
+        replace_string(&m->host, "");
+        replace_string(&m->backend, "");
+    }
+    if (!m || m->conn) // what it is now counts
+        return;
+    m->mark = a->op == COORD_DRAIN ? MARK_DRAIN : MARK_EJECT;
+    core_trace(c, LOG_INFO, "node %s stays %s", m->name,
+               a->op == COORD_DRAIN ? "drained" : "ejected");
+}
+
 static void member_join(struct coord *c, struct member *m, uint64_t conn, const struct msg_hello *h)
 {
     if (m->incarnation != h->incarnation) { // a new process: nothing is in its memory

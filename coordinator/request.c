@@ -33,7 +33,8 @@ struct request *request_create(const struct coord_submit *s, uint64_t now_us)
     r->session = s->session;
     r->band = s->band;
     r->class = QUEUE_FAIR;
-    r->prompt = mem_dup(s->prompt, s->prompt_n * sizeof *s->prompt);
+    if (s->prompt) // absent: a restored one that is finished
+        r->prompt = mem_dup(s->prompt, s->prompt_n * sizeof *s->prompt);
     r->prompt_n = s->prompt_n;
     r->max_tokens = s->max_tokens;
     memcpy(r->stop_ids, s->stop_ids, s->stop_ids_n * sizeof *s->stop_ids);
@@ -93,6 +94,8 @@ uint64_t request_key(const struct coord_submit *s)
     enum { KEY_BLOCK = 64, KEY_BLOCKS = 4, KEY_SALT = 0x5e5510 };
     if (s->session)
         return hash_pair(KEY_SALT, s->session);
+    if (!s->prompt)
+        return KEY_SALT;
     if (s->prompt_n < KEY_BLOCK)
         return hash_block(0, s->prompt, s->prompt_n);
     uint64_t key = 0;

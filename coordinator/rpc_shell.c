@@ -14,6 +14,7 @@ enum {
     HELLO_MS = 10 * 1000, // a connection without a whole frame for so long at first is closed
     CONGESTED_BYTES = 256 << 10, // unwritten bytes at which streams of a client pause
     NODE_OUT_BYTES = 64 << 20,   // unwritten bytes at which a node counts as lost
+    COPY_OUT_BYTES = 512 << 20,  // the same for a follower: all that there is fits
     IN_BYTES = 256 << 20,        // read buffers of all connections together
     NODE_IN_BODY = LIMIT_FRAME_BYTES,
 };
@@ -32,7 +33,7 @@ void rpc_conn_close(struct rpc_conn *c, const char *why)
     if (why)
         log_warn("coordinator: closing %s (%s): %s", c->peer,
                  c->role == RPC_CONN_NODE   ? "node"
-                 : c->role == RPC_CONN_COPY ? "standby"
+                 : c->role == RPC_CONN_COPY ? "follower"
                                             : "client",
                  why);
     rpc_streams_drop(c);
@@ -167,7 +168,7 @@ void rpc_send_bytes(struct rpc_server *r, uint64_t conn, const void *bytes, size
     if (!c || c->closing)
         return;
     strbuf_add(&c->out, bytes, n);
-    if (c->out.n + c->sending.n > NODE_OUT_BYTES)
+    if (c->out.n + c->sending.n > COPY_OUT_BYTES)
         rpc_conn_close(c, "it does not read");
     else
         list_for_flush(c);
@@ -180,6 +181,16 @@ void rpc_close_conn(struct rpc_server *r, uint64_t conn, const char *why)
         return;
     log_info("coordinator: closing %s: %s", c->peer, why && *why ? why : "the core says so");
     rpc_conn_close(c, NULL);
+}
+
+void rpc_close_nodes(struct rpc_server *r)
+{
+    struct rpc_conn *c, *next;
+    HASH_ITER(hh, r->conns, c, next)
+    {
+        if (c->role == RPC_CONN_NODE)
+            rpc_conn_close(c, NULL);
+    }
 }
 
 // ---- reading ------------------------------------------------------------------------------------
@@ -324,12 +335,13 @@ void rpc_conn_frames(struct rpc_conn *c)
             copies_frame(c->server->shell, c, &f);
             continue;
         }
-        if (!copies_serving(c->server->shell)) { // they try the next one
-            rpc_conn_close(c, NULL);
-            return;
-        }
         if (c->role == RPC_CONN_NEW && f.type >= RPC_GENERATE)
             c->role = RPC_CONN_CLIENT;
+        const struct shell *shell = c->server->shell;
+        if (c->role == RPC_CONN_CLIENT ? !copies_serving(shell) : !copies_leading(shell)) {
+            rpc_conn_close(c, NULL); // they try the next one
+            return;
+        }
         if (c->role == RPC_CONN_CLIENT)
             rpc_stream_frame(c, &f);
         else

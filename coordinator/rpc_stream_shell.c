@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "base/mem.h"
+#include "coordinator/copy_shell.h"
 #include "coordinator/rpc_shell.h"
 
 enum {
@@ -226,6 +227,10 @@ static void on_attach(struct rpc_conn *c, uint32_t stream, const struct rpc_atta
     if (!st)
         return;
     struct live *l = shell_attach(c->server->shell, a->request, &st->reader);
+    if (!l && copies_unsure(c->server->shell)) { // another coordinator may know, or this one soon
+        rpc_conn_close(c, NULL);
+        return;
+    }
     if (!l) {
         send_code(c, stream, RPC_CODE_NOT_FOUND, "not_found",
                   "no such request, or it ended too long ago");

@@ -3,6 +3,7 @@
 #include "coordinator/shadow.h"
 
 #include <inttypes.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -10,17 +11,27 @@
 
 enum { SHADOW_REQUESTS = 1 << 20 };
 
-static struct shadow_request *find(const struct shadow *s, uint64_t id)
+struct shadow_request *shadow_find(const struct shadow *s, uint64_t id)
 {
     struct shadow_request *q;
     HASH_FIND(hh, s->requests, &id, sizeof id, q);
     return q;
 }
 
-static void forget(struct shadow *s, struct shadow_request *q)
+void shadow_remove(struct shadow *s, struct shadow_request *q)
 {
     HASH_DEL(s->requests, q);
     s->n--;
+}
+
+void shadow_put(struct shadow *s, struct shadow_request *q)
+{
+    HASH_ADD(hh, s->requests, restore.submit.request, sizeof q->restore.submit.request, q);
+    s->n++;
+}
+
+void shadow_request_free(struct shadow_request *q)
+{
     for (uint32_t i = 0; i < q->restore.emitted_n; i++)
         free((void *)q->tokens[i].top);
     for (uint32_t i = 0; i < q->head.stop_n; i++)
@@ -40,7 +51,16 @@ void shadow_clear(struct shadow *s)
 {
     struct shadow_request *q, *next;
     HASH_ITER(hh, s->requests, q, next)
-    forget(s, q);
+    {
+        shadow_remove(s, q);
+        shadow_request_free(q);
+    }
+    struct shadow_mark *m, *after;
+    HASH_ITER(hh, s->marks, m, after)
+    {
+        HASH_DEL(s->marks, m);
+        free(m);
+    }
     *s = (struct shadow){0};
 }
 
@@ -69,24 +89,20 @@ static void take_head(struct shadow_request *q, const struct copy_head *h)
     q->head.stop = stop;
 }
 
-static enum status submit(struct shadow *s, const struct copy_record *r, struct errmsg *err)
+struct shadow_request *shadow_request_create(const struct copy_record *r)
 {
     const struct journal *j = &r->journal;
-    if (find(s, r->request))
-        return errmsg_set(err, STATUS_LINK_PROTOCOL, "request %" PRIu64 " came twice", r->request);
-    if (s->n == SHADOW_REQUESTS)
-        return errmsg_set(err, STATUS_FULL, "%d requests are copied already", SHADOW_REQUESTS);
     struct shadow_request *q = mem_zalloc(1, sizeof *q);
     q->restore.submit = (struct coord_submit){
         .request = r->request,
-        .prompt = mem_dup(j->prompt, j->prompt_n * sizeof *j->prompt),
-        .prompt_n = j->prompt_n,
+        .prompt = j->prompt_n ? mem_dup(j->prompt, j->prompt_n * sizeof *j->prompt) : NULL,
+        .prompt_n = j->prompt_n ? j->prompt_n : r->prompt_n,
         .max_tokens = j->max_tokens,
         .stop_ids_n = j->stop_ids_n,
         .sampling = j->sampling,
         .tenant = mem_strdup(r->tenant),
-        .model = mem_strdup(r->model),
-        .pool = mem_strdup(r->pool),
+        .model = mem_strdup(r->model ? r->model : ""),
+        .pool = mem_strdup(r->pool ? r->pool : ""),
         .band = j->band,
         .session = r->session,
     };
@@ -96,9 +112,51 @@ static enum status submit(struct shadow *s, const struct copy_record *r, struct 
     take_head(q, &r->head);
     for (uint32_t i = 0; i < j->emitted_n; i++)
         append(q, &(struct token_out){.index = i, .token = j->emitted[i]});
-    HASH_ADD(hh, s->requests, restore.submit.request, sizeof r->request, q);
-    s->n++;
+    return q;
+}
+
+struct copy_record shadow_request_record(const struct shadow_request *q)
+{
+    const struct coord_submit *s = &q->restore.submit;
+    struct copy_record r = {
+        .what = COPY_SUBMIT,
+        .request = s->request,
+        .tenant = s->tenant,
+        .model = s->model,
+        .pool = s->pool,
+        .session = s->session,
+        .fingerprint = q->restore.fingerprint,
+        .prompt_n = s->prompt ? 0 : s->prompt_n,
+        .journal = {.request = s->request,
+                    .prompt = s->prompt,
+                    .prompt_n = s->prompt ? s->prompt_n : 0,
+                    .emitted = q->restore.emitted,
+                    .emitted_n = q->restore.emitted_n,
+                    .max_tokens = s->max_tokens,
+                    .stop_ids_n = s->stop_ids_n,
+                    .band = s->band,
+                    .sampling = s->sampling},
+        .head = q->head,
+    };
+    memcpy(r.journal.stop_ids, s->stop_ids, sizeof r.journal.stop_ids);
+    return r;
+}
+
+static enum status submit(struct shadow *s, const struct copy_record *r, struct errmsg *err)
+{
+    if (shadow_find(s, r->request))
+        return errmsg_set(err, STATUS_LINK_PROTOCOL, "request %" PRIu64 " came twice", r->request);
+    if (s->n == SHADOW_REQUESTS)
+        return errmsg_set(err, STATUS_FULL, "%d requests are copied already", SHADOW_REQUESTS);
+    shadow_put(s, shadow_request_create(r));
     return STATUS_OK;
+}
+
+void shadow_request_tokens(struct shadow_request *q, const struct copy_record *r)
+{
+    for (uint32_t i = 0; i < r->tokens_n; i++)
+        append(q, &r->tokens[i]);
+    q->restore.fingerprint = r->fingerprint;
 }
 
 static enum status tokens(struct shadow_request *q, const struct copy_record *r, struct errmsg *err)
@@ -107,9 +165,7 @@ static enum status tokens(struct shadow_request *q, const struct copy_record *r,
         return errmsg_set(err, STATUS_LINK_PROTOCOL,
                           "request %" PRIu64 ": token %u came, %u are here%s", r->request, r->first,
                           q->restore.emitted_n, q->restore.finish ? ", and it is finished" : "");
-    for (uint32_t i = 0; i < r->tokens_n; i++)
-        append(q, &r->tokens[i]);
-    q->restore.fingerprint = r->fingerprint;
+    shadow_request_tokens(q, r);
     return STATUS_OK;
 }
 
@@ -129,15 +185,40 @@ static enum status done(struct shadow_request *q, const struct copy_record *r, s
     return STATUS_OK;
 }
 
+static void mark(struct shadow *s, const struct copy_record *r)
+{
+    struct shadow_mark *m;
+    HASH_FIND_STR(s->marks, r->node, m);
+    if (m && r->mark == COPY_MARK_NONE) {
+        HASH_DEL(s->marks, m);
+        free(m);
+    } else if (m) {
+        m->mark = r->mark;
+    } else if (r->mark != COPY_MARK_NONE && HASH_COUNT(s->marks) < LIMIT_NODES) {
+        m = mem_zalloc(1, sizeof *m);
+        snprintf(m->node, sizeof m->node, "%s", r->node);
+        m->mark = r->mark;
+        HASH_ADD_STR(s->marks, node, m);
+    }
+}
+
+// SYNCED has the number of the last record that was sent to anybody; those before it have none.
+static bool follows(const struct shadow *s, const struct copy_record *r)
+{
+    if (r->what == COPY_SYNCED)
+        return !s->synced && r->seq;
+    return s->synced ? r->seq == s->seq + 1 : r->seq == 0;
+}
+
 enum status shadow_take(struct shadow *s, const struct copy_record *r, struct errmsg *err)
 {
-    if (s->seq && r->seq != s->seq + 1)
+    if (!follows(s, r))
         return errmsg_set(err, STATUS_LINK_PROTOCOL, "record %" PRIu64 " came after %" PRIu64,
                           r->seq, s->seq);
     s->seq = r->seq;
     if (r->epoch > s->epoch)
         s->epoch = r->epoch;
-    struct shadow_request *q = r->request ? find(s, r->request) : NULL;
+    struct shadow_request *q = r->request ? shadow_find(s, r->request) : NULL;
     switch (r->what) {
     case COPY_SUBMIT:
         return submit(s, r, err);
@@ -146,11 +227,19 @@ enum status shadow_take(struct shadow *s, const struct copy_record *r, struct er
     case COPY_DONE:
         return q ? done(q, r, err) : STATUS_OK;
     case COPY_FORGET:
-        if (q)
-            forget(s, q);
+    case COPY_REFUSED:
+        if (q) {
+            shadow_remove(s, q);
+            shadow_request_free(q);
+        }
         return STATUS_OK;
     case COPY_SYNCED:
         s->synced = true;
+        return STATUS_OK;
+    case COPY_QUEUED:
+        return STATUS_OK;
+    case COPY_MARK:
+        mark(s, r);
         return STATUS_OK;
     }
     return errmsg_set(err, STATUS_LINK_PROTOCOL, "a record of kind %d", r->what);

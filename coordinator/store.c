@@ -20,7 +20,8 @@ struct store {
     pthread_mutex_t lock; // guards what follows
     pthread_cond_t wake;
     struct store_view view;
-    bool stop;
+    bool stop, yield;
+    uint32_t lease_ms;
 };
 
 void store_member_write(const struct store_member *m, char *out, size_t n)
@@ -51,10 +52,12 @@ bool store_member_read(const char *text, struct store_member *out)
 static void publish(struct store *s, const struct store_view *next)
 {
     pthread_mutex_lock(&s->lock);
-    bool news = next->leads != s->view.leads || strcmp(next->leader.name, s->view.leader.name) ||
+    bool news = next->leads != s->view.leads || next->lapsed != s->view.lapsed || strcmp(next->leader.name, s->view.leader.name) ||
                 strcmp(next->leader.rpc, s->view.leader.rpc);
     bool reach = next->reachable != s->view.reachable;
     s->view = *next;
+    if (s->yield) // said meanwhile
+        s->view.leads = s->view.lapsed = false;
     pthread_mutex_unlock(&s->lock);
     if (reach && next->reachable)
         log_info("store: reachable");
@@ -82,11 +85,27 @@ static bool pause_ms(struct store *s, uint32_t ms)
     return go;
 }
 
+static bool take_yield(struct store *s)
+{
+    pthread_mutex_lock(&s->lock);
+    bool yield = s->yield;
+    s->yield = false;
+    pthread_mutex_unlock(&s->lock);
+    return yield;
+}
+
 static void *run(void *arg)
 {
     struct store *s = arg;
     struct store_view view = {.reachable = true};
     do {
+        if (take_yield(s)) {
+            s->ops->yield(s->body, &view);
+            view.leads = view.lapsed = false;
+            publish(s, &view);
+            if (!pause_ms(s, s->lease_ms))
+                break;
+        }
         s->ops->tick(s->body, &view);
         publish(s, &view);
     } while (pause_ms(s, s->ops->period_ms));
@@ -107,6 +126,7 @@ enum status store_open(const struct store_args *args, struct store **out, struct
         s->ops = bodies[i];
         s->body = body;
         s->changed = args->changed;
+        s->lease_ms = args->lease_ms;
         s->arg = args->arg;
         s->view.reachable = true;
         pthread_mutex_init(&s->lock, NULL);
@@ -133,6 +153,15 @@ void store_look(struct store *s, struct store_view *out)
 {
     pthread_mutex_lock(&s->lock);
     *out = s->view;
+    pthread_mutex_unlock(&s->lock);
+}
+
+void store_yield(struct store *s)
+{
+    pthread_mutex_lock(&s->lock);
+    s->yield = true;
+    s->view.leads = s->view.lapsed = false; // from now on, whoever looks
+    pthread_cond_signal(&s->wake);
     pthread_mutex_unlock(&s->lock);
 }
 

@@ -5,9 +5,9 @@
 //   file:PATH            all coordinators on one host: a lock that the kernel gives up with the
 //                        process. A leader that is stopped (SIGSTOP) keeps it.
 //   etcd:http://H:P[,..] a key with a lease of a few seconds, through etcd's JSON gateway. A leader
-//                        that cannot reach etcd goes on: nobody else can become leader meanwhile
-//                        unless the lease has run out, and then it learns of that when it reaches
-//                        etcd again, and ends.
+//                        that cannot reach etcd goes on until its lease is over, which it counts by
+//                        its own clock from before the last call that renewed it; then it is told
+//                        (`lapsed`) and has to judge whether another one may lead by now.
 //
 // A body may block: it runs on a thread of the store's own. `changed` comes from that thread.
 #pragma once
@@ -18,7 +18,7 @@
 #include "base/limits.h"
 #include "base/status.h"
 
-enum { STORE_ADDRESS = 300 };
+enum { STORE_ADDRESS = 300, STORE_MEMBERS = 16 };
 
 struct store_member {
     char name[LIMIT_NAME];
@@ -31,6 +31,9 @@ struct store_view {
     bool reachable;
     struct store_member leader; // name "" = nobody, or not known
     char error[200];            // why it is not reachable
+    bool lapsed; // it leads as far as it knows, but its lease is over and cannot be renewed
+    struct store_member members[STORE_MEMBERS]; // coordinators with a lease, when last asked; etcd
+    uint32_t members_n;
 };
 
 struct store_args {
@@ -38,7 +41,7 @@ struct store_args {
     const char *cluster; // key of the lease
     struct store_member me;
     uint32_t lease_ms;
-    void (*changed)(void *arg); // leads or the leader changed
+    void (*changed)(void *arg); // leads, lapsed or the leader changed
     void *arg;
 };
 
@@ -48,5 +51,7 @@ struct store;
 STATUS_MUST_USE enum status store_open(const struct store_args *args, struct store **out,
                                        struct errmsg *err);
 void store_look(struct store *s, struct store_view *out); // any thread
+// Gives the leadership up and does not try to get it back for a lease's time; any thread.
+void store_yield(struct store *s);
 // Gives the leadership up. NULL is fine.
 void store_close(struct store *s);

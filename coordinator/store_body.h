@@ -12,6 +12,8 @@ struct store_body {
     void *(*open)(const struct store_args *args, const char *rest, struct errmsg *err);
     // Tries to become or to stay leader; *next holds the last view.
     void (*tick)(void *body, struct store_view *next);
+    // Leads no more.
+    void (*yield)(void *body, struct store_view *next);
     void (*close)(void *body);
 };
 

@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #include "base/mem.h"
 #include "base/strbuf.h"
@@ -19,8 +20,10 @@ struct etcd {
     char *urls;     // owned; comma separated
     const char *at; // the one in use
     struct store_member me;
-    char key[128];
+    char key[128], members[128];
     uint32_t lease_s;
+    uint64_t renewed_ms; // when the last call that renewed it began; of a clock that never goes back
+    bool registered;     // the member's key is there
     int64_t lease; // 0 = none
     struct strbuf reply;
 };
@@ -63,6 +66,13 @@ static bool decode(const char *s, char *out, size_t cap)
     }
     out[n] = 0;
     return true;
+}
+
+static uint64_t now_ms(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000 + (uint64_t)t.tv_nsec / 1000000;
 }
 
 // ---- requests ----
@@ -125,12 +135,15 @@ static int64_t number(const json_t *o, const char *name)
 static bool keep_lease(struct etcd *e, struct store_view *next)
 {
     char body[128];
+    uint64_t began_ms = now_ms();
     snprintf(body, sizeof body, "{\"ID\":\"%" PRId64 "\"}", e->lease);
     json_t *o = post(e, "/v3/lease/keepalive", body, next);
     if (!o)
         return false;
     if (number(json_object_get(o, "result"), "TTL") <= 0)
         e->lease = 0;
+    else
+        e->renewed_ms = began_ms;
     json_decref(o);
     return true;
 }
@@ -138,6 +151,8 @@ static bool keep_lease(struct etcd *e, struct store_view *next)
 static bool get_lease(struct etcd *e, struct store_view *next)
 {
     char body[64];
+    e->renewed_ms = now_ms();
+    e->registered = false;
     snprintf(body, sizeof body, "{\"TTL\":\"%u\"}", e->lease_s);
     json_t *o = post(e, "/v3/lease/grant", body, next);
     if (!o)
@@ -186,14 +201,71 @@ static void try_key(struct etcd *e, struct store_view *next)
     json_decref(o);
 }
 
+// "hadal/CLUSTER/members/NAME", with the lease: who might lead, should the lease of the leader end.
+static void register_me(struct etcd *e, struct store_view *next)
+{
+    char key[256], text[TEXT_BYTES], key64[512], value64[2 * TEXT_BYTES];
+    struct strbuf body = {0};
+    snprintf(key, sizeof key, "%s%s", e->members, e->me.name);
+    store_member_write(&e->me, text, sizeof text);
+    encode(key, key64);
+    encode(text, value64);
+    strbuf_printf(&body, "{\"key\":\"%s\",\"value\":\"%s\",\"lease\":\"%" PRId64 "\"}", key64,
+                  value64, e->lease);
+    json_t *o = post(e, "/v3/kv/put", body.v, next);
+    e->registered = o != NULL;
+    json_decref(o);
+    strbuf_finish(&body);
+}
+
+static void list_members(struct etcd *e, struct store_view *next)
+{
+    char end[sizeof e->members], key64[256], end64[256], body[600], text[TEXT_BYTES];
+    snprintf(end, sizeof end, "%s", e->members);
+    end[strlen(end) - 1]++; // the first key behind all with this prefix
+    encode(e->members, key64);
+    encode(end, end64);
+    snprintf(body, sizeof body, "{\"key\":\"%s\",\"range_end\":\"%s\"}", key64, end64);
+    json_t *o = post(e, "/v3/kv/range", body, next), *kv;
+    size_t i;
+    if (!o)
+        return;
+    next->members_n = 0;
+    json_array_foreach(json_object_get(o, "kvs"), i, kv)
+    {
+        const char *value = json_string_value(json_object_get(kv, "value"));
+        struct store_member *m = &next->members[next->members_n];
+        if (value && decode(value, text, sizeof text) && store_member_read(text, m) &&
+            next->members_n + 1 < STORE_MEMBERS)
+            next->members_n++;
+    }
+    json_decref(o);
+}
+
 static void etcd_tick(void *body, struct store_view *next)
 {
     struct etcd *e = body;
-    if (e->lease && !keep_lease(e, next))
-        return; // what was known counts
-    if (!e->lease && !get_lease(e, next))
-        return;
-    try_key(e, next);
+    bool lost = (e->lease && !keep_lease(e, next)) || (!e->lease && !get_lease(e, next));
+    if (!lost)
+        try_key(e, next);
+    if (next->reachable && !e->registered)
+        register_me(e, next);
+    if (next->reachable)
+        list_members(e, next);
+    // What was known counts, but for the lease: that ends also where nobody can be asked.
+    next->lapsed =
+        next->leads && !next->reachable && now_ms() - e->renewed_ms >= e->lease_s * 1000ull;
+}
+
+static void etcd_yield(void *body, struct store_view *next)
+{
+    struct etcd *e = body;
+    char text[64];
+    snprintf(text, sizeof text, "{\"ID\":\"%" PRId64 "\"}", e->lease);
+    if (e->lease)
+        json_decref(post(e, "/v3/lease/revoke", text, next));
+    e->lease = 0; // should that not have arrived, it runs out
+    next->leader = (struct store_member){0};
 }
 
 static void etcd_close(void *body)
@@ -225,6 +297,7 @@ static void *etcd_open(const struct store_args *args, const char *rest, struct e
     e->me = args->me;
     e->lease_s = (args->lease_ms + 999) / 1000;
     snprintf(e->key, sizeof e->key, "hadal/%.64s/leader", args->cluster);
+    snprintf(e->members, sizeof e->members, "hadal/%.64s/members/", args->cluster);
     curl_easy_setopt(e->curl, CURLOPT_TIMEOUT_MS, (long)TIMEOUT_MS);
     curl_easy_setopt(e->curl, CURLOPT_NOSIGNAL, 1L);
     curl_easy_setopt(e->curl, CURLOPT_NOPROXY, "*");
@@ -233,4 +306,4 @@ static void *etcd_open(const struct store_args *args, const char *rest, struct e
     return e;
 }
 
-const struct store_body store_etcd_body = {"etcd", 300, etcd_open, etcd_tick, etcd_close};
+const struct store_body store_etcd_body = {"etcd", 300, etcd_open, etcd_tick, etcd_yield, etcd_close};

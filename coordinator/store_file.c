@@ -58,6 +58,13 @@ static void file_tick(void *body, struct store_view *next)
     store_member_read(text, &next->leader); // "" while it is being written
 }
 
+static void file_yield(void *body, struct store_view *next)
+{
+    struct file *f = body;
+    if (next->leads)
+        flock(f->fd, LOCK_UN);
+}
+
 static void file_close(void *body)
 {
     struct file *f = body;
@@ -65,4 +72,4 @@ static void file_close(void *body)
     free(f);
 }
 
-const struct store_body store_file_body = {"file", 50, file_open, file_tick, file_close};
+const struct store_body store_file_body = {"file", 50, file_open, file_tick, file_yield, file_close};

@@ -58,6 +58,8 @@ void coord_each_node(const struct coord *c, bool (*fn)(void *arg, const struct c
             .pid = m->pid,
             .state = m->state,
             .marked = m->mark != MARK_NONE,
+            .drain_ordered = m->mark == MARK_DRAIN,
+            .eject_ordered = m->mark == MARK_EJECT,
             .quarantine_ms = m->quarantine_timer.slot
                                  ? (uint32_t)((m->quarantine_timer.due_us - c->now_us) / 1000)
                                  : 0,

@@ -1,6 +1,6 @@
 // The cluster's own connections, authenticated and encrypted: TLS 1.3 (RFC 8446) with a pre-shared
 // key and a fresh Diffie-Hellman secret each time (PSK-DHE, section 4.2.9). Who has no key is no
-// node, no standby and no leader. No certificates: the processes of a cluster trust one another
+// node, no follower and no leader. No certificates: the processes of a cluster trust one another
 // wholly or not at all, and one file is easier to keep right than a CA.
 //
 // Bytes in, bytes out; sockets are the caller's. One caller at a time for a `struct secure`; a

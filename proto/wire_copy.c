@@ -69,8 +69,8 @@ static bool write_journal(struct wire_arena *a, const struct copy_record *r, Had
     return true;
 }
 
-static enum status encode_record(struct wire_arena *a, const struct copy_record *r,
-                                 struct strbuf *out)
+static enum status encode_record(struct wire_arena *a, enum copy_kind kind,
+                                 const struct copy_record *r, struct strbuf *out)
 {
     Hadal__CopyRecord p = HADAL__COPY_RECORD__INIT;
     p.what = r->what;
@@ -85,16 +85,37 @@ static enum status encode_record(struct wire_arena *a, const struct copy_record 
     p.emitted_n = r->emitted_n;
     p.cached_n = r->cached_n;
     p.tenant = p.model = p.pool = str("");
+    p.prompt_n = r->prompt_n;
+    p.deadline_ms = r->deadline_ms;
+    p.reason = r->reason;
+    p.retry_after_ms = r->retry_after_ms;
+    p.position = r->position;
+    p.eta_ms = r->eta_ms;
+    p.node = str(r->node);
+    p.mark = r->mark;
     if (!write_tokens(a, r, &p) || (r->what == COPY_SUBMIT && !write_journal(a, r, &p)))
         return STATUS_TOO_LARGE;
-    return wire_pb_pack(COPY_RECORD, 0, &p.base, out);
+    return wire_pb_pack(kind, 0, &p.base, out);
 }
 
 enum status wire_encode_copy(struct wire_arena *a, const struct copy *c, struct strbuf *out)
 {
     wire_arena_reset(a);
-    if (c->kind == COPY_RECORD)
-        return encode_record(a, &c->record, out);
+    if (c->kind == COPY_RECORD || c->kind == COPY_ASK)
+        return encode_record(a, c->kind, &c->record, out);
+    if (c->kind == COPY_WORD) {
+        Hadal__CopyWord p = HADAL__COPY_WORD__INIT;
+        p.request = c->word.request;
+        p.word = c->word.word;
+        return wire_pb_pack(COPY_WORD, 0, &p.base, out);
+    }
+    if (c->kind == COPY_STATE) {
+        Hadal__CopyState p = HADAL__COPY_STATE__INIT;
+        p.replicas = c->state.replicas;
+        p.replicas_ready = c->state.replicas_ready;
+        p.max_context = c->state.max_context;
+        return wire_pb_pack(COPY_STATE, 0, &p.base, out);
+    }
     if (c->kind == COPY_ACK) {
         Hadal__CopyAck p = HADAL__COPY_ACK__INIT;
         p.seq = c->ack;
@@ -102,6 +123,8 @@ enum status wire_encode_copy(struct wire_arena *a, const struct copy *c, struct 
     }
     Hadal__CopyHello p = HADAL__COPY_HELLO__INIT;
     p.name = str(c->hello.name);
+    p.http = str(c->hello.http);
+    p.rpc = str(c->hello.rpc);
     return wire_pb_pack(COPY_HELLO, 0, &p.base, out);
 }
 
@@ -114,7 +137,7 @@ static void read_journal(struct wire_check *c, const Hadal__CopyRecord *p, struc
         wire_fail(c, STATUS_LINK_PROTOCOL, "journal: absent");
         return;
     }
-    wire_check_range(c, "journal.prompt", j->n_prompt, 1, LIMIT_CONTEXT);
+    wire_check_range(c, "journal.prompt", j->n_prompt, p->prompt_n ? 0 : 1, LIMIT_CONTEXT);
     wire_check_ids(c, "journal.prompt", j->prompt, j->n_prompt, LIMIT_CONTEXT);
     wire_check_ids(c, "journal.emitted", j->emitted, j->n_emitted, LIMIT_CONTEXT);
     wire_check_range(c, "journal.max_tokens", j->max_tokens, 0, LIMIT_CONTEXT);
@@ -178,8 +201,13 @@ static void read_tokens(struct wire_check *c, const Hadal__CopyRecord *p, struct
 
 static void read_record(struct wire_check *c, const Hadal__CopyRecord *p, struct copy_record *r)
 {
-    wire_check_range(c, "what", p->what, 0, COPY_SYNCED);
-    wire_check_range(c, "request", p->request, p->what == COPY_SYNCED ? 0 : 1, UINT64_MAX);
+    bool of_none = p->what == COPY_SYNCED || p->what == COPY_MARK;
+    wire_check_range(c, "what", p->what, 0, COPY_WHATS - 1);
+    wire_check_range(c, "request", p->request, of_none ? 0 : 1, UINT64_MAX);
+    wire_check_range(c, "prompt_n", p->prompt_n, 0, LIMIT_CONTEXT);
+    wire_check_range(c, "mark", p->mark, 0, COPY_MARK_EJECT);
+    if (p->what == COPY_MARK)
+        wire_check_name(c, "node", p->node);
     wire_check_range(c, "finish", p->finish, 0, FINISH_ERROR);
     wire_check_status(c, "status", p->status);
     wire_check_string(c, "text", p->text, LIMIT_PATH);
@@ -197,7 +225,15 @@ static void read_record(struct wire_check *c, const Hadal__CopyRecord *p, struct
                               .status = (enum status)p->status,
                               .text = p->text,
                               .emitted_n = p->emitted_n,
-                              .cached_n = p->cached_n};
+                              .cached_n = p->cached_n,
+                              .prompt_n = p->prompt_n,
+                              .deadline_ms = p->deadline_ms,
+                              .reason = p->reason,
+                              .retry_after_ms = p->retry_after_ms,
+                              .position = p->position,
+                              .eta_ms = p->eta_ms,
+                              .node = p->node,
+                              .mark = (enum copy_mark)p->mark};
     read_tokens(c, p, r);
     if (p->what == COPY_SUBMIT)
         read_journal(c, p, r);
@@ -211,7 +247,12 @@ static const ProtobufCMessageDescriptor *type_of(uint8_t kind)
     case COPY_ACK:
         return &hadal__copy_ack__descriptor;
     case COPY_RECORD:
+    case COPY_ASK:
         return &hadal__copy_record__descriptor;
+    case COPY_WORD:
+        return &hadal__copy_word__descriptor;
+    case COPY_STATE:
+        return &hadal__copy_state__descriptor;
     default:
         return NULL;
     }
@@ -230,13 +271,27 @@ enum status wire_decode_copy(struct wire_arena *a, const struct wire_frame *f, s
                           type->short_name, f->body_n);
     struct wire_check c = {.arena = a, .message = type->short_name, .err = err};
     struct copy r = {.kind = (enum copy_kind)f->type};
-    if (f->type == COPY_RECORD) {
+    if (f->type == COPY_RECORD || f->type == COPY_ASK) {
         read_record(&c, (const Hadal__CopyRecord *)pb, &r.record);
+        if (f->type == COPY_ASK && r.record.what != COPY_SUBMIT)
+            wire_fail(&c, STATUS_LINK_PROTOCOL, "what: only a request can be asked for");
+    } else if (f->type == COPY_WORD) {
+        const Hadal__CopyWord *p = (const Hadal__CopyWord *)pb;
+        wire_check_range(&c, "word", p->word, 0, COPY_WORD_CANCEL);
+        r.word = (struct copy_word){p->request, (enum copy_word_kind)p->word};
+    } else if (f->type == COPY_STATE) {
+        const Hadal__CopyState *p = (const Hadal__CopyState *)pb;
+        wire_check_range(&c, "max_context", p->max_context, 0, LIMIT_CONTEXT);
+        r.state = (struct copy_state){p->replicas, p->replicas_ready, p->max_context};
     } else if (f->type == COPY_ACK) {
         r.ack = ((const Hadal__CopyAck *)pb)->seq;
     } else {
         r.hello.name = ((const Hadal__CopyHello *)pb)->name;
+        r.hello.http = ((const Hadal__CopyHello *)pb)->http;
+        r.hello.rpc = ((const Hadal__CopyHello *)pb)->rpc;
         wire_check_name(&c, "name", r.hello.name);
+        wire_check_string(&c, "http", r.hello.http, COPY_ADDRESS);
+        wire_check_string(&c, "rpc", r.hello.rpc, COPY_ADDRESS);
     }
     if (!c.status)
         *out = r;

@@ -13,7 +13,7 @@
 #include "tools/cmdline.h"
 
 struct options {
-    const char *config, *http, *rpc, *model, *model_name, *transport;
+    const char *config, *http, *rpc, *model, *model_name, *transport, *name, *store;
     int64_t replicas, prefill, decode, stages, tensor, grace_ms, retention_ms, ready_fd;
 };
 
@@ -51,6 +51,10 @@ static int parse(struct options *o, int argc, char **argv)
          .min = 1, .max = LIMIT_TENSOR},
         {"--transport", CMDLINE_CHOICE, &o->transport, "X", .help = "among the ranks; default auto",
          .choices = "auto|shm|tcp|verbs"},
+        {"--name", CMDLINE_STRING, &o->name, "NAME",
+         .help = "of this one, where there are several; default coordinator"},
+        {"--store", CMDLINE_STRING, &o->store, "URL",
+         .help = "who leads of several: file:PATH or etcd:URL[,URL...]; default: the only one"},
         {"--grace-ms", CMDLINE_INT, &o->grace_ms, "MS",
          .help = "how long a request goes on without a client", .max = 86400e3},
         {"--retention-ms", CMDLINE_INT, &o->retention_ms, "MS",
@@ -87,6 +91,8 @@ static void override_all(struct coordinator_config *c, const struct options *o)
     override_address(&c->rpc, o->rpc);
     cmdline_override(&c->model, o->model);
     cmdline_override(&c->model_name, o->model_name);
+    cmdline_override(&c->name, o->name);
+    cmdline_override(&c->store, o->store);
     override_number(&c->core.replicas, o->replicas);
     override_number(&c->core.prefill_replicas, o->prefill);
     override_number(&c->core.decode_replicas, o->decode);

@@ -86,6 +86,13 @@ static const struct ctl_column request_columns[] = {
     {"FINISH", "finish", CTL_PLAIN},        {NULL, NULL, CTL_PLAIN},
 };
 
+static const struct ctl_column coordinator_columns[] = {
+    {"COORDINATOR", "name", CTL_PLAIN}, {"ROLE", "role", CTL_PLAIN},
+    {"HTTP", "http", CTL_PLAIN},        {"RPC", "rpc", CTL_PLAIN},
+    {"SYNCED", "synced", CTL_PLAIN},    {"BEHIND", "behind", CTL_PLAIN},
+    {NULL, NULL, CTL_PLAIN},
+};
+
 static const struct view {
     const char *name, *path, *list;
     const struct ctl_column *columns;
@@ -95,6 +102,7 @@ static const struct view {
     {"replicas", "/hadal/v1/replicas", "replicas", replica_columns},
     {"transfers", "/hadal/v1/transfers", "transfers", transfer_columns},
     {"requests", "/hadal/v1/requests", "requests", request_columns},
+    {"coordinators", "/hadal/v1/coordinators", "coordinators", coordinator_columns},
 };
 
 static const struct order {
@@ -350,6 +358,7 @@ int cmd_ctl(int argc, char **argv)
             "  replicas            each replica: state, nodes, load\n"
             "  transfers           KV on its way from one replica to another\n"
             "  requests            each request known\n"
+            "  coordinators        who leads, who follows, and how far behind\n"
             "  top                 all of these, every second\n"
             "  drain NODE          hand its work over, then leave it idle\n"
             "  undrain NODE        use it again; also after eject\n"

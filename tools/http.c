@@ -48,6 +48,8 @@ static void prepare(CURL *easy, const struct http_call *call, const char *url,
     curl_easy_setopt(easy, CURLOPT_PROXY, ""); // a cluster is asked directly
     curl_easy_setopt(easy, CURLOPT_TIMEOUT_MS, call->timeout_ms);
     curl_easy_setopt(easy, CURLOPT_CUSTOMREQUEST, call->method);
+    curl_easy_setopt(easy, CURLOPT_FOLLOWLOCATION, 1L); // a follower names the leader
+    curl_easy_setopt(easy, CURLOPT_MAXREDIRS, 3L);
     curl_easy_setopt(easy, CURLOPT_HTTPHEADER, headers);
     if (call->body || !strcmp(call->method, "POST"))
         curl_easy_setopt(easy, CURLOPT_POSTFIELDS, call->body ? call->body : "");

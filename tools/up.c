@@ -53,6 +53,8 @@ static int parse(struct up_options *o, int argc, char **argv)
          .help = "pipeline stages of each (1)"},
         {"--tensor", CMDLINE_INT, &o->tensor, "T", .min = 1, .max = LIMIT_TENSOR,
          .help = "tensor ranks of each stage (1)"},
+        {"--coordinators", CMDLINE_INT, &o->coordinators, "C", .min = 1, .max = UP_COORDINATORS_MAX,
+         .help = "all serve, one leads; any may die (1)"},
         {"--http", CMDLINE_INT, &o->http, "PORT", .max = 65535,
          .help = "port of the HTTP API (8000; 0 = any free one)"},
         {"--rpc", CMDLINE_INT, &o->rpc, "PORT", .max = 65535,
@@ -84,7 +86,7 @@ static int parse(struct up_options *o, int argc, char **argv)
     };
     const struct cmdline c = {
         .usage = "hadal up [OPTION...]",
-        .about = "Runs a whole cluster on this host: a coordinator and R x S x T nodes. Prints\n"
+        .about = "Runs a whole cluster on this host: coordinators and R x S x T nodes. Prints\n"
                  "`ready URL` once it serves; what dies is started again; ctrl-C stops all.",
         .opts = opts,
     };
@@ -148,6 +150,7 @@ int cmd_up(int argc, char **argv)
                            .engine = "model",
                            .stages = 1,
                            .tensor = 1,
+                           .coordinators = 1,
                            .http = 8000,
                            .ready_timeout_s = 600};
     int rc = parse(&o, argc, argv);

@@ -5,6 +5,7 @@
 
 #include <arpa/inet.h>
 #include <errno.h>
+#include <limits.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -30,12 +31,17 @@ enum {
 
 struct up {
     const struct up_options *o;
-    struct child *children; // the coordinator, then the nodes
-    int n;
-    char url[64];
-    int http, rpc; // sockets that keep the ports ours
-    int signals;   // signalfd
-    struct up_watch *watch;
+    struct child *children; // coordinators_n of them, then the nodes
+    int n, coordinators_n;
+    struct up_coordinator {
+        char url[64];
+        int64_t http, rpc;       // ports
+        int http_held, rpc_held; // sockets that keep the ports ours; -1 = none
+        struct up_watch *watch;
+        struct up *up;
+    } coordinators[UP_COORDINATORS_MAX];
+    char store[PATH_MAX]; // of who leads: a file; "" where there is one coordinator
+    int signals;          // signalfd
     struct cmdline_progress bar;
     int64_t started_ms;
     bool nodes_started, was_ready, stop, failed, interrupted_twice;
@@ -83,9 +89,21 @@ static void listen_option(struct child *c, const char *option, int64_t port)
     child_option(c, option, text);
 }
 
-static void plan_coordinator(struct child *c, const struct up_options *o)
+static void coordinator_name(const struct up *u, int i, char *out, size_t n)
 {
-    child_init(c, "coordinator");
+    if (u->coordinators_n == 1)
+        snprintf(out, n, "coordinator");
+    else
+        snprintf(out, n, "coordinator-%d", i + 1);
+}
+
+static void plan_coordinator(struct up *u, int i)
+{
+    char name[32], store[PATH_MAX + 8];
+    const struct up_options *o = u->o;
+    struct child *c = &u->children[i];
+    coordinator_name(u, i, name, sizeof name);
+    child_init(c, name);
     child_arg(c, "hadal");
     child_arg(c, "coordinator");
     child_option(c, "--model", o->model);
@@ -95,19 +113,36 @@ static void plan_coordinator(struct child *c, const struct up_options *o)
     child_option_int(c, "--stages", o->stages);
     child_option_int(c, "--tensor", o->tensor);
     child_option(c, "--transport", o->transport);
-    listen_option(c, "--http", o->http);
-    listen_option(c, "--rpc", o->rpc);
+    listen_option(c, "--http", u->coordinators[i].http);
+    listen_option(c, "--rpc", u->coordinators[i].rpc);
+    if (u->coordinators_n == 1)
+        return;
+    snprintf(store, sizeof store, "file:%s", u->store);
+    child_option(c, "--name", name);
+    child_option(c, "--store", store);
 }
 
-static void plan_node(struct child *c, const struct up_options *o, int i)
+// All of them: a node goes to the one that leads.
+static void coordinators_option(struct child *c, const struct up *u)
+{
+    char text[UP_COORDINATORS_MAX * 32] = "";
+    for (int i = 0; i < u->coordinators_n; i++)
+        snprintf(text + strlen(text), sizeof text - strlen(text), "%s127.0.0.1:%lld",
+                 i ? "," : "", (long long)u->coordinators[i].rpc);
+    child_option(c, "--coordinator", text);
+}
+
+static void plan_node(struct up *u, int i)
 {
     char name[16];
+    const struct up_options *o = u->o;
+    struct child *c = &u->children[u->coordinators_n + i - 1];
     snprintf(name, sizeof name, "%d", i);
     child_init(c, name);
     child_arg(c, "hadal");
     child_arg(c, "node");
     child_option(c, "--name", name);
-    listen_option(c, "--coordinator", o->rpc);
+    coordinators_option(c, u);
     child_option(c, "--backend", o->backend);
     if (o->devices) // ranks of one stage are neighbours, and on devices of their own where they can
         child_option_int(c, "--device", (i - 1) % o->devices);
@@ -134,7 +169,7 @@ static void plan_node(struct child *c, const struct up_options *o, int i)
 
 static void start_nodes(struct up *u)
 {
-    for (int i = 1; i < u->n; i++)
+    for (int i = u->coordinators_n; i < u->n; i++)
         if (child_start(&u->children[i]) != STATUS_OK)
             u->failed = u->stop = true;
 }
@@ -146,7 +181,7 @@ static void say_end(const struct child *c, const struct child_end *end)
         snprintf(how, sizeof how, "was ended by signal %d (%s)", end->code, strsignal(end->code));
     else
         snprintf(how, sizeof how, "ended with exit code %d", end->code);
-    log_warn("%s%s %s", strcmp(c->name, "coordinator") ? "node " : "", c->name, how);
+    log_warn("%s%s %s", strncmp(c->name, "coordinator", 11) ? "node " : "", c->name, how);
 }
 
 // A process that gives up by itself before the cluster ever served has told why; the rest of the
@@ -158,7 +193,7 @@ static void on_end(struct up *u, struct child *c, const struct child_end *end)
     if (u->was_ready || end->by_signal)
         return;
     log_error("the cluster did not come up: see what %s%s said above%s%s",
-              c == u->children ? "the " : "node ", c->name, c->log_dir ? ", or in " : "",
+              c < u->children + u->coordinators_n ? "the " : "node ", c->name, c->log_dir ? ", or in " : "",
               c->log_dir ? c->log_dir : "");
     u->failed = u->stop = true;
 }
@@ -173,8 +208,8 @@ static void restart_due(struct up *u)
         c->restarts++;
         if (child_start(c) != STATUS_OK)
             c->restart_at_ms = now + STOP_MS;
-        else if (i == 0)
-            up_watch_restarted(u->watch);
+        else if (i < u->coordinators_n)
+            up_watch_restarted(u->coordinators[i].watch);
     }
 }
 
@@ -190,8 +225,9 @@ static void reap(struct up *u)
 
 static void on_ready(void *user, enum up_answer answer)
 {
-    struct up *u = user;
-    bool ready = answer == UP_READY;
+    struct up_coordinator *k = user;
+    struct up *u = k->up;
+    bool ready = answer == UP_READY && k == u->coordinators; // of the url that is told
     if (answer != UP_SILENT && !u->nodes_started) { // now there is somebody to join
         u->nodes_started = true;
         start_nodes(u);
@@ -200,12 +236,16 @@ static void on_ready(void *user, enum up_answer answer)
         return;
     u->was_ready = true;
     cmdline_progress_stop(&u->bar);
-    printf("ready %s\n", u->url);
+    printf("ready %s\n", u->coordinators[0].url);
+    for (int i = 0; i < u->coordinators_n && u->coordinators_n > 1; i++)
+        printf("coordinator %s %s hadal://127.0.0.1:%lld\n", u->children[i].name,
+               u->coordinators[i].url, (long long)u->coordinators[i].rpc);
     fflush(stdout);
     if (isatty(STDERR_FILENO))
         fprintf(stderr,
                 "up after %.1f s: %d node%s; also hadal://127.0.0.1:%lld; ctrl-C stops all\n",
-                (double)(cmdline_now_ms() - u->started_ms) / 1e3, u->n - 1, u->n == 2 ? "" : "s",
+                (double)(cmdline_now_ms() - u->started_ms) / 1e3, u->n - u->coordinators_n,
+                u->n - u->coordinators_n == 1 ? "" : "s",
                 (long long)u->o->rpc);
 }
 
@@ -213,7 +253,7 @@ static struct child *find_node(struct up *u, const json_t *node)
 {
     const char *name = json_string_value(json_object_get(node, "name"));
     json_int_t pid = json_integer_value(json_object_get(node, "pid"));
-    for (int i = 1; i < u->n && name; i++)
+    for (int i = u->coordinators_n; i < u->n && name; i++)
         if (!strcmp(u->children[i].name, name))
             return u->children[i].pid == pid ? &u->children[i] : NULL;
     return NULL;
@@ -228,7 +268,7 @@ static bool is_ill(const json_t *node)
 // A process that is there but that the coordinator has given up: it hangs. Only a new one helps.
 static void on_nodes(void *user, json_t *nodes)
 {
-    struct up *u = user;
+    struct up *u = ((struct up_coordinator *)user)->up;
     json_t *node;
     size_t i;
     int64_t now = cmdline_now_ms();
@@ -269,7 +309,7 @@ static bool is_hopeless(const char *fault)
 // A model that cannot be loaded is told once, before anything is served.
 static void on_replicas(void *user, json_t *replicas)
 {
-    struct up *u = user;
+    struct up *u = ((struct up_coordinator *)user)->up;
     json_t *replica;
     size_t i;
     json_array_foreach(replicas, i, replica)
@@ -285,13 +325,23 @@ static void on_replicas(void *user, json_t *replicas)
 
 static void on_silent(void *user, int64_t ms)
 {
-    struct up *u = user;
+    struct up_coordinator *k = user;
+    struct up *u = k->up;
+    struct child *c = &u->children[k - u->coordinators];
     if (!u->was_ready || ms < SILENT_MS)
         return;
-    log_error("the coordinator answered nothing for %lld s: killed, to start it again",
+    log_error("the %s answered nothing for %lld s: killed, to start it again", c->name,
               (long long)ms / 1000);
-    child_signal(&u->children[0], SIGKILL);
-    up_watch_restarted(u->watch);
+    child_signal(c, SIGKILL);
+    up_watch_restarted(k->watch);
+}
+
+// Waits for whatever comes first, at most so long.
+static void turn(struct up *u, int timeout_ms)
+{
+    for (int i = 1; i < u->coordinators_n; i++)
+        up_watch_turn(u->coordinators[i].watch, u->signals, 0);
+    up_watch_turn(u->coordinators[0].watch, u->signals, timeout_ms);
 }
 
 // ---- the loop -----------------------------------------------------------------------------------
@@ -312,7 +362,7 @@ static void show_start(struct up *u)
     int64_t ms = cmdline_now_ms() - u->started_ms;
     snprintf(note, sizeof note, "%.1f s", (double)ms / 1e3);
     if (!u->was_ready)
-        cmdline_progress_show(&u->bar, (uint64_t)(u->n - 1), 0, note);
+        cmdline_progress_show(&u->bar, (uint64_t)(u->n - u->coordinators_n), 0, note);
     if (!u->was_ready && ms > u->o->ready_timeout_s * 1000) {
         cmdline_progress_stop(&u->bar);
         log_error("not ready after %lld s (--ready-timeout)", (long long)u->o->ready_timeout_s);
@@ -323,7 +373,7 @@ static void show_start(struct up *u)
 static void serve(struct up *u)
 {
     while (!u->stop) {
-        up_watch_turn(u->watch, u->signals, u->was_ready ? TURN_MS : TURN_MS / 5);
+        turn(u, u->was_ready ? TURN_MS : TURN_MS / 5);
         take_signals(u);
         reap(u);
         if (!u->stop) {
@@ -354,22 +404,31 @@ static bool wait_gone(struct up *u, int64_t limit_ms)
     for (reap(u); running(u); reap(u)) {
         if (cmdline_now_ms() >= until || u->interrupted_twice)
             return false;
-        up_watch_turn(u->watch, u->signals, TURN_MS / 5);
+        turn(u, TURN_MS / 5);
         take_signals(u);
     }
     return true;
 }
 
-// The coordinator first: it lets running answers end for a moment, and must not take the ends of
+static int coordinators_running(const struct up *u)
+{
+    int n = 0;
+    for (int i = 0; i < u->coordinators_n; i++)
+        n += u->children[i].pid > 0;
+    return n;
+}
+
+// The coordinators first: one lets running answers end for a moment, and must not take the ends of
 // its nodes for faults.
 static void stop_all(struct up *u)
 {
-    struct child *coordinator = &u->children[0];
-    child_signal(coordinator, SIGTERM);
-    child_signal(coordinator, SIGCONT); // a stopped process does not hear SIGTERM
+    for (int i = 0; i < u->coordinators_n; i++) {
+        child_signal(&u->children[i], SIGTERM);
+        child_signal(&u->children[i], SIGCONT); // a stopped process does not hear SIGTERM
+    }
     for (int64_t until = cmdline_now_ms() + STOP_MS;
-         coordinator->pid && cmdline_now_ms() < until && !u->interrupted_twice;) {
-        up_watch_turn(u->watch, u->signals, TURN_MS / 5);
+         coordinators_running(u) && cmdline_now_ms() < until && !u->interrupted_twice;) {
+        turn(u, TURN_MS / 5);
         take_signals(u);
         reap(u);
     }
@@ -402,33 +461,59 @@ static int run(struct up *u)
     }
     u->started_ms = cmdline_now_ms();
     cmdline_progress_start(&u->bar, "starting nodes");
-    u->watch = up_watch_open(
-        u->url, &(struct up_watch_handler){on_ready, on_nodes, on_replicas, on_silent, u});
-    if (child_start(&u->children[0]) == STATUS_OK)
+    for (int i = 0; i < u->coordinators_n; i++) {
+        struct up_coordinator *k = &u->coordinators[i];
+        k->watch = up_watch_open(
+            k->url, &(struct up_watch_handler){on_ready, on_nodes, on_replicas, on_silent, k});
+        u->failed |= child_start(&u->children[i]) != STATUS_OK;
+    }
+    if (!u->failed)
         serve(u);
-    else
-        u->failed = true;
     u->stop = true;
     cmdline_progress_stop(&u->bar);
     stop_all(u);
-    up_watch_close(u->watch);
+    for (int i = 0; i < u->coordinators_n; i++)
+        up_watch_close(u->coordinators[i].watch);
     close(u->signals);
     return u->failed ? CMD_FAILED : CMD_OK;
 }
 
+static bool reserve_ports(struct up *u, struct up_options *o)
+{
+    for (int i = 0; i < u->coordinators_n; i++) {
+        struct up_coordinator *k = &u->coordinators[i];
+        k->up = u;
+        k->http = i ? 0 : o->http;
+        k->rpc = i ? 0 : o->rpc;
+        k->http_held = reserve("--http", &k->http);
+        k->rpc_held = k->http_held < 0 ? -1 : reserve("--rpc", &k->rpc);
+        if (k->rpc_held < 0)
+            return false;
+        snprintf(k->url, sizeof k->url, "http://127.0.0.1:%lld", (long long)k->http);
+    }
+    o->http = u->coordinators[0].http;
+    o->rpc = u->coordinators[0].rpc;
+    return true;
+}
+
 int up_cluster_run(struct up_options *o)
 {
-    struct up u = {.o = o, .http = -1, .rpc = -1};
+    struct up u = {.o = o, .coordinators_n = (int)o->coordinators};
     int rc = CMD_FAILED;
-    u.http = reserve("--http", &o->http);
-    u.rpc = u.http < 0 ? -1 : reserve("--rpc", &o->rpc);
-    if (u.rpc >= 0) {
-        u.n = 1 + (int)(o->replicas * o->stages * o->tensor);
+    const char *tmp = getenv("TMPDIR");
+    for (int i = 0; i < UP_COORDINATORS_MAX; i++)
+        u.coordinators[i].http_held = u.coordinators[i].rpc_held = -1;
+    if (u.coordinators_n > 1)
+        snprintf(u.store, sizeof u.store, "%s/hadal-up-%d.leader", tmp && *tmp ? tmp : "/tmp",
+                 (int)getpid());
+    if (reserve_ports(&u, o)) {
+        int nodes = (int)(o->replicas * o->stages * o->tensor);
+        u.n = u.coordinators_n + nodes;
         u.children = mem_zalloc((size_t)u.n, sizeof *u.children);
-        snprintf(u.url, sizeof u.url, "http://127.0.0.1:%lld", (long long)o->http);
-        plan_coordinator(&u.children[0], o);
-        for (int i = 1; i < u.n; i++)
-            plan_node(&u.children[i], o, i);
+        for (int i = 0; i < u.coordinators_n; i++)
+            plan_coordinator(&u, i);
+        for (int i = 1; i <= nodes; i++)
+            plan_node(&u, i);
         for (int i = 0; i < u.n; i++)
             u.children[i].log_dir = o->log_dir;
         rc = run(&u);
@@ -436,9 +521,13 @@ int up_cluster_run(struct up_options *o)
             child_finish(&u.children[i]);
         free(u.children);
     }
-    if (u.http >= 0)
-        close(u.http);
-    if (u.rpc >= 0)
-        close(u.rpc);
+    for (int i = 0; i < u.coordinators_n; i++) {
+        if (u.coordinators[i].http_held >= 0)
+            close(u.coordinators[i].http_held);
+        if (u.coordinators[i].rpc_held >= 0)
+            close(u.coordinators[i].rpc_held);
+    }
+    if (u.store[0])
+        unlink(u.store);
     return rc;
 }

@@ -3,7 +3,7 @@
 
 #include <stdint.h>
 
-enum { UP_NODES_MAX = 512 };
+enum { UP_NODES_MAX = 512, UP_COORDINATORS_MAX = 9 };
 
 struct up_options {
     const char *model, *backend, *transport, *engine;
@@ -11,8 +11,9 @@ struct up_options {
     int64_t devices;            // GPUs; node i computes on device (i - 1) % devices. 0: not said
     const char *random_weights; // NULL, or their precision
     int64_t replicas, stages, tensor;
-    int64_t prefill, decode;                        // replicas of these roles, among all
-    int64_t http, rpc;                              // ports; 0 = any free one
+    int64_t prefill, decode; // replicas of these roles, among all
+    int64_t coordinators;
+    int64_t http, rpc;                              // ports of the first; 0 = any free one. The others get any
     int64_t threads;                                // of each node
     int64_t max_seqs, max_rows, context, kv_tokens; // of each node; 0 = its default
     int64_t ready_timeout_s;
@@ -21,5 +22,6 @@ struct up_options {
 };
 
 // Serves until SIGINT, SIGTERM or SIGHUP, then stops all; prints `ready URL` on stdout once it
-// serves. Returns the exit code; causes of failure were printed. Fills in the ports.
+// serves, and, where there are several coordinators, `coordinator NAME URL RPC` for each. Returns the
+// exit code; causes of failure were printed. Fills in the ports.
 int up_cluster_run(struct up_options *o);

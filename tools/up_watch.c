@@ -50,6 +50,7 @@ static void question_open(struct up_watch *w, struct question *q, const char *pa
     curl_easy_setopt(q->easy, CURLOPT_URL, url.v);
     curl_easy_setopt(q->easy, CURLOPT_PROXY, "");
     curl_easy_setopt(q->easy, CURLOPT_NOSIGNAL, 1L);
+    curl_easy_setopt(q->easy, CURLOPT_FOLLOWLOCATION, 1L); // a follower names the leader
     curl_easy_setopt(q->easy, CURLOPT_TIMEOUT_MS, (long)ANSWER_MS);
     curl_easy_setopt(q->easy, CURLOPT_PRIVATE, q);
     curl_easy_setopt(q->easy, CURLOPT_WRITEFUNCTION, take);

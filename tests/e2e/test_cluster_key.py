@@ -1,5 +1,5 @@
 """A cluster whose processes share a key: it works as any other, and who has another key or none is no node, no
-standby and no leader. Clients are not asked for it."""
+follower and no leader. Clients are not asked for it."""
 
 import ctypes
 import socket
@@ -50,7 +50,7 @@ def test_strangers_do_not_join(cluster, tmp_path, key):
     wait_for("the coordinator says why", lambda: why in log(cluster), 20)
     names = [n["name"] for n in cluster.get(leader, "/hadal/v1/nodes")[1]["nodes"]]
     assert sorted(names) == ["n0", "n1"]
-    # Nor does one that says it is the standby: it would be told every prompt.
+    # Nor does one that says it is a follower: it would be told every prompt.
     other = "b" if leader == "a" else "a"
     cluster.kill(other)
     yaml = (cluster.folder / f"{other}.yaml").read_text()
@@ -58,10 +58,10 @@ def test_strangers_do_not_join(cluster, tmp_path, key):
     if words:
         kept.append(f"cluster_key: {words[1]}")
     (cluster.folder / f"{other}.yaml").write_text("\n".join(kept) + "\n")
-    came, refused = log(cluster).count(f"standby {other} came"), log(cluster).count(why)
+    came, refused = log(cluster).count(f"follower {other} came"), log(cluster).count(why)
     cluster.begin(other)
     wait_for("it is refused", lambda: log(cluster).count(why) > refused, 20)
-    assert log(cluster).count(f"standby {other} came") == came
+    assert log(cluster).count(f"follower {other} came") == came
     assert not [s.error for s in run_streams(cluster, 30) if s.error]
 
 

@@ -52,6 +52,10 @@ static void tell_coord(struct world *w, const struct sim_client *c, enum coord_e
                        uint32_t kept)
 {
     uint64_t id = c->id;
+    if (c->via) {
+        standby_word(w, kind, id);
+        return;
+    }
     if (!w->coord || c->moved)
         return;
     world_coord(w, &(struct coord_event){.kind = kind, .req = {id, kept}});
@@ -60,7 +64,9 @@ static void tell_coord(struct world *w, const struct sim_client *c, enum coord_e
 static void submit(struct world *w, uint32_t i)
 {
     struct sim_client *c = &w->clients[i];
-    if (!w->coord) { // refused: tries again
+    // Stop strings are found by the leader's shell, which is not simulated.
+    c->via = w->opt.follower_clients && w->follower_there && !c->stop_at && world_chance(w, 0.5);
+    if (!w->coord && !c->via) { // refused: tries again
         plan(w, i, w->now_us + world_between(w, SIM_MS(50), SIM_MS(500)));
         return;
     }
@@ -72,7 +78,10 @@ static void submit(struct world *w, uint32_t i)
     struct coord_event ev = {.kind = COORD_SUBMIT, .submit = c->submit};
     if (ev.submit.deadline_us)
         ev.submit.deadline_us += w->now_us;
-    world_coord(w, &ev);
+    if (c->via)
+        standby_submit(w, &ev.submit);
+    else
+        world_coord(w, &ev);
 }
 
 static void come_back(struct world *w, struct sim_client *c);
@@ -122,7 +131,8 @@ static void on_token(struct world *w, struct sim_client *c, const struct token_o
 {
     if (c->asked_stop && w->opt.standby && t->index >= c->stop_at)
         return; // was on its way to the client when it found its stop string
-    if (t->index < c->seen_n && w->opt.copy_mode == COPY_ASYNC && w->opt.standby) {
+    if (t->index < c->seen_n && w->opt.standby &&
+        (w->opt.copy_mode == COPY_ASYNC || w->opt.follower_clients)) {
         if (t->token != c->seen[t->index] && !c->lies)
             world_fail(w, "request %" PRIu64 ": token %u was %d, and is %d when computed again",
                        c->id, t->index, c->seen[t->index], t->token);
@@ -200,7 +210,8 @@ static void on_done(struct world *w, struct sim_client *c, const struct coord_ac
         world_tell(w, "client %" PRIu64 " < done: stop after %u tokens", c->id, c->seen_n);
         return;
     }
-    bool behind = w->opt.standby && w->opt.copy_mode == COPY_ASYNC && a->done.emitted_n < c->seen_n;
+    bool behind = w->opt.standby && (w->opt.copy_mode == COPY_ASYNC || w->opt.follower_clients) &&
+                  a->done.emitted_n < c->seen_n;
     if (a->done.emitted_n != c->seen_n && !behind)
         world_fail(w, "request %" PRIu64 ": %u tokens counted, %u seen", c->id, a->done.emitted_n,
                    c->seen_n);
@@ -246,6 +257,15 @@ static void client_moved(struct world *w, struct sim_client *c)
     struct coord_request_view v;
     bool known = coord_request_find(w->coord, c->id, &v);
     c->place_replica = 0;
+    if (c->via) { // its coordinator lives, and leads now
+        c->via = false;
+        if (!known && c->stage == CLIENT_LIVE)
+            world_fail(w, "request %" PRIu64 " of the follower is lost at token %u", c->id,
+                       c->seen_n);
+        if (c->stage == CLIENT_LIVE && !c->attached)
+            c->away_since_us = w->now_us;
+        return;
+    }
     // What ended under this standby's eyes and was not forgotten must be there to be read again.
     if (c->stage == CLIENT_FINISHED && !known && w->opt.copy_mode == COPY_SYNC &&
         c->done_us > w->attached_us)
@@ -296,16 +316,20 @@ void clients_moved(struct world *w)
     clients_check(w);
 }
 
+static uint64_t request_of(const struct coord_action *a)
+{
+    return a->kind == COORD_QUEUED    ? a->queued.request
+           : a->kind == COORD_TOKENS  ? a->tokens.request
+           : a->kind == COORD_DONE    ? a->done.request
+           : a->kind == COORD_REFUSED ? a->refused.request
+                                      : a->forget.request;
+}
+
 // The word that a request is over may die with the coordinator: the next one goes on with it, and
 // its client is not there. With asynchronous copies so may the end itself.
 static bool is_over(struct world *w, const struct coord_action *a)
 {
-    uint64_t id = a->kind == COORD_QUEUED    ? a->queued.request
-                  : a->kind == COORD_TOKENS  ? a->tokens.request
-                  : a->kind == COORD_DONE    ? a->done.request
-                  : a->kind == COORD_REFUSED ? a->refused.request
-                                             : a->forget.request;
-    struct sim_client *c = client_of(w, id);
+    struct sim_client *c = client_of(w, request_of(a));
     bool over = c->stage == CLIENT_REFUSED || c->stage == CLIENT_FORGOTTEN ||
                 (c->stage == CLIENT_FINISHED && w->opt.copy_mode == COPY_ASYNC);
     if (!w->opt.standby || !over)
@@ -315,11 +339,30 @@ static bool is_over(struct world *w, const struct coord_action *a)
     return true;
 }
 
+static void see(struct world *w, const struct coord_action *a);
+
+// A client of the follower is told by that one alone; once that leads, by its core.
 void client_action(struct world *w, const struct coord_action *a)
 {
+    struct sim_client *c = client_of(w, request_of(a));
+    bool own = w->restoring && c->via && !(a->kind == COORD_DONE && c->stage == CLIENT_FINISHED);
+    if (own || !(w->restoring || c->via || is_over(w, a))) // others: clients_moved
+        see(w, a);
+}
+
+// What a leader tells anew was seen before.
+void client_follower_action(struct world *w, const struct coord_action *a)
+{
+    struct sim_client *c = client_of(w, request_of(a));
+    bool known = c->stage == CLIENT_FINISHED &&
+                 (a->kind == COORD_TOKENS || a->kind == COORD_DONE || a->kind == COORD_QUEUED);
+    if (c->via && !known && !is_over(w, a))
+        see(w, a);
+}
+
+static void see(struct world *w, const struct coord_action *a)
+{
     struct sim_client *c;
-    if (w->restoring || is_over(w, a))
-        return; // told by clients_moved
     switch (a->kind) {
     case COORD_QUEUED:
         c = client_of(w, a->queued.request);
@@ -444,7 +487,7 @@ void clients_check(struct world *w)
     if (w->moving)
         return;
     for (size_t i = 0; i < w->clients_n; i++)
-        if (w->clients[i].stage != CLIENT_NEW)
+        if (w->clients[i].stage != CLIENT_NEW && !w->clients[i].via)
             check_journal(w, &w->clients[i]);
     struct coord_stats s;
     coord_stats(w->coord, &s);

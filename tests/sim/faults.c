@@ -251,7 +251,9 @@ static void hit_order(struct world *w, enum fault_class f, int i)
 void fault_inject(struct world *w, enum fault_class f)
 {
     int i = any_node(w);
-    if (f == FAULT_COORD)
+    if (f == FAULT_COORD && w->opt.follower_clients && world_chance(w, 0.4))
+        standby_cut(w);
+    else if (f == FAULT_COORD)
         standby_kill_leader(w, (uint32_t)world_between(w, 50, 3000));
     else if (f == FAULT_STEP)
         fail_step(w);

@@ -89,7 +89,7 @@ static void follow_quotas(struct world *w, const struct coord_event *ev,
         struct sim_bucket *b = bucket_of(w, a->refused.request);
         if (a->refused.request == asked)
             reason = a->refused.reason;
-        else if (b && !w->restoring)
+        else if (b && (!w->restoring || asked)) // a RESTORE was never charged
             b->level += w->clients[a->refused.request - 1].submit.prompt_n;
     }
     if (asked)

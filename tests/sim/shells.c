@@ -519,7 +519,7 @@ void world_watch(struct world *w, int arg)
 {
     for (uint32_t i = 0; i < w->opt.nodes; i++) {
         struct sim_node *n = &w->nodes[i];
-        bool works = n->alive && n->mute_since_us == UINT64_MAX && node_sequences(n->core) &&
+        bool works = w->coord && n->alive && n->mute_since_us == UINT64_MAX && node_sequences(n->core) &&
                      w->epochs[node_replica(n->core)] == node_epoch(n->core) &&
                      w->ready_us[node_replica(n->core)] != UINT64_MAX;
         uint64_t steps = n->alive ? node_counters(n->core).steps : 0;

@@ -353,6 +353,7 @@ void swarm_run(uint64_t seed, bool print, uint64_t until_us, struct swarm_report
     draw_probes(&w, s.classes[FAULT_LIE]);
     draw_pools(&w);
     w.opt.standby = s.classes[FAULT_COORD];
+    w.opt.follower_clients = w.opt.standby && world_chance(&w, 0.7);
     if (w.opt.standby) // an end that is not kept cannot be told by a successor
         w.opt.coord.retain_limit = 4096;
     // What is computed again is the same only where nobody lies.

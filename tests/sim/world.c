@@ -144,6 +144,9 @@ static void handle(struct world *w, struct sim_event *ev)
     case SIM_COPY:
         standby_record(w, ev);
         break;
+    case SIM_ASK:
+        standby_asked(w, ev);
+        break;
     case SIM_ACK:
         standby_acked(w, ev);
         break;
@@ -253,7 +256,9 @@ void world_finish(struct world *w)
         free(w->heap[i].bytes);
     }
     copier_finish(&w->copier);
-    shadow_clear(&w->shadow);
+    follower_finish(&w->follower);
+    while (guests_pop(&w->guests))
+        ;
     wire_arena_finish(&w->copy_arena);
     free(w->heap);
     for (uint32_t i = 0; i < w->opt.nodes; i++) {

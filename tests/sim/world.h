@@ -21,7 +21,8 @@
 #include "base/strbuf.h"
 #include "coordinator/copier.h"
 #include "coordinator/coord.h"
-#include "coordinator/shadow.h"
+#include "coordinator/follower.h"
+#include "coordinator/guests.h"
 #include "node/engine_mock.h"
 #include "node/node.h"
 #include "proto/wire.h"
@@ -42,6 +43,7 @@ enum sim_kind {
     SIM_COORD_TIMER,
     SIM_COPY,   // a record for the standby: bytes
     SIM_ACK,    // the standby has records up to `conn`
+    SIM_ASK,    // what a follower says to the leader: bytes
     SIM_CLIENT, // client does what it planned
     SIM_CALL,   // a fault or a scripted line: fn(world, arg)
 };
@@ -115,6 +117,7 @@ struct sim_client {
     bool attached, asked_stop, asked_cancel;
     bool told;  // it has seen something of its request
     bool moved; // must find its request at the new coordinator
+    bool via;   // it is a client of the follower
     uint64_t away_since_us;
     uint64_t first_us, last_us, done_us, longest_gap_us;
     enum finish_reason finish;
@@ -130,7 +133,8 @@ struct sim_options {
     struct coord_config coord;
     uint64_t delay_min_us, delay_max_us; // one way, per message
     bool pulse_channel;                  // heartbeats on a connection of their own
-    bool standby;                        // of the coordinator
+    bool standby;                        // of the coordinator: a follower
+    bool follower_clients;               // some clients are its
     enum copy_mode copy_mode;
     bool late; // closed connections still deliver some of what was sent
 };
@@ -153,7 +157,10 @@ struct world {
     struct coord *coord; // NULL: killed, its standby has not taken over yet
     bool copying;        // a standby is connected
     struct copier copier;
-    struct shadow shadow;
+    struct follower follower;
+    bool follower_there;  // as a process; else nobody has gone there yet
+    struct guests guests; // the follower's clients, at the leader
+    uint64_t ask_last_us;
     struct wire_arena copy_arena;
     uint64_t copy_gen, copy_last_us;
     uint64_t attached_us; // the standby knows all that was under way then, and all since
@@ -240,6 +247,7 @@ bool net_intercept(struct world *w, struct sim_event *ev);
 uint32_t client_add(struct world *w, const struct coord_submit *s, const int32_t *prompt);
 void client_run(struct world *w, uint32_t client); // SIM_CLIENT
 void client_action(struct world *w, const struct coord_action *a);
+void client_follower_action(struct world *w, const struct coord_action *a); // at the follower
 void client_dispatched(struct world *w, const struct msg_dispatch *d);
 void client_released(struct world *w, const struct msg *m);
 void clients_check(struct world *w);
@@ -265,7 +273,7 @@ enum fault_class {
     FAULT_FAILOVER,
     FAULT_EJECT,
     FAULT_ROLE,  // a replica gets another role
-    FAULT_COORD, // the coordinator is killed; its standby takes over
+    FAULT_COORD, // the coordinator is killed; its standby takes over, or the two lose each other
     FAULT_CLASSES,
 };
 void fault_inject(struct world *w, enum fault_class f);
@@ -283,6 +291,10 @@ bool standby_holds(struct world *w, const struct coord_action *a); // clients do
 void standby_told(struct world *w, const struct coord_action *a);
 void standby_record(struct world *w, struct sim_event *ev);
 void standby_acked(struct world *w, const struct sim_event *ev);
+void standby_asked(struct world *w, const struct sim_event *ev);
+void standby_submit(struct world *w, const struct coord_submit *s); // of a client of the follower
+void standby_word(struct world *w, enum coord_event_kind kind, uint64_t request); // the same
+void standby_cut(struct world *w); // the connection of the two breaks, and comes back
 void standby_kill_leader(struct world *w, uint32_t pause_ms);
 void clients_moved(struct world *w); // another coordinator has what was copied
 
