@@ -74,19 +74,27 @@ static enum status send_slice(struct comm_xport *x, uint32_t to, const uint8_t *
                              .bytes = n,
                              .notice = x->chunk};
     enum status s;
+    uint32_t lost;
     while ((s = lane_hub_write(x->hub, x->ranks[to], &w)) == STATUS_FULL) {
         s = lane_hub_wait(x->hub, -1);
         if (atomic_load_explicit(&x->base.aborted, memory_order_relaxed) || s == STATUS_ABORTED)
             return STATUS_ABORTED;
+        if ((s = lane_hub_fault(x->hub, &lost)) != STATUS_OK)
+            return s;
     }
     return s;
 }
 
+// A rank that cannot reach another sends no more slices to anybody, so the loss of any rank ends
+// the wait for every other.
 static enum status wait_slice(struct comm_xport *x, uint32_t from)
 {
     // `got` is our chunk or, when the peer is ahead, the next.
+    uint32_t lost;
     while ((int32_t)(x->got[from] - x->chunk) < 0) {
-        enum status s = lane_hub_peer(x->hub, x->ranks[from]);
+        enum status s = lane_hub_fault(x->hub, &lost);
+        if (s == STATUS_OK)
+            s = lane_hub_peer(x->hub, x->ranks[from]);
         if (s != STATUS_OK)
             return s;
         s = lane_hub_wait(x->hub, -1);
@@ -158,6 +166,9 @@ static enum status xcomm_poll(struct comm *c)
     for (uint32_t i = 0; i < (uint32_t)c->size && s >= 0; i++)
         if (i != (uint32_t)c->rank)
             s = lane_hub_peer(x->hub, x->ranks[i]);
+    uint32_t lost;
+    if (s >= 0)
+        s = lane_hub_fault(x->hub, &lost);
     return s >= 0 ? STATUS_OK : s;
 }
 

@@ -1,6 +1,7 @@
 // The hub: linking up a group, routing notices by region, and the few words that hubs exchange with
 // each other through the control region: READY (lanes stand, this epoch), STALE (you are of another
-// epoch) and the credits of lanes. A word is a write without bytes; its offset says which.
+// epoch), LOST (that rank is lost to me) and the credits of lanes. A word is a write without bytes;
+// its offset says which.
 #include "node/lane_hub.h"
 
 #include <assert.h>
@@ -21,6 +22,7 @@ enum {
     EVENTS = 64,
     WORD_READY = 0,
     WORD_STALE = 1,
+    WORD_LOST = 2,
     WORD_CREDIT = LANE_WORD_CREDIT,
     WORD_END = 128,
 };
@@ -35,6 +37,7 @@ struct hub_peer {
     struct xlink *link;
     bool wanted, up, ready;
     enum status lost; // OK while it stands
+    bool told;        // of the group's fault
     enum status last; // why the last attempt to connect failed
     uint64_t retry_us;
 };
@@ -173,6 +176,30 @@ void lane_hub_adopt(struct lane_hub *h, struct lane *l)
     h->lanes[h->lanes_n++] = l;
 }
 
+static void fault_note(struct lane_hub *h, uint32_t rank, enum status why)
+{
+    if (h->fault != STATUS_OK)
+        return;
+    h->fault = why;
+    h->fault_rank = rank;
+}
+
+// `from` lost a rank that may well stand for us. When it is this one, the link between us is dead
+// at its end and will be at ours.
+static enum status on_lost(struct lane_hub *h, uint32_t from, uint32_t rank)
+{
+    if (rank >= h->group.ranks || rank == from)
+        return STATUS_LINK_PROTOCOL;
+    bool own = rank == h->group.rank;
+    if (h->fault == STATUS_OK && !own)
+        log_warn("rank %u of epoch %llu: rank %u lost rank %u", h->group.rank,
+                 (unsigned long long)h->group.epoch, from, rank);
+    if (own)
+        return STATUS_LINK_DOWN;
+    fault_note(h, rank, STATUS_LINK_DOWN);
+    return STATUS_OK;
+}
+
 static enum status on_word(void *ctx, uint32_t from, const struct xport_event *ev)
 {
     struct lane_hub *h = ctx;
@@ -184,6 +211,8 @@ static enum status on_word(void *ctx, uint32_t from, const struct xport_event *e
     } else if (ev->offset == WORD_STALE) {
         h->newer = ev->notice;
         h->newer_rank = from;
+    } else if (ev->offset == WORD_LOST) {
+        s = on_lost(h, from, ev->notice);
     } else if (ev->offset >= WORD_CREDIT && ev->offset < WORD_CREDIT + LANE_CHANNELS) {
         uint32_t channel = (uint32_t)ev->offset - WORD_CREDIT;
         for (size_t i = 0; i < h->lanes_n && s == STATUS_OK; i++)
@@ -220,10 +249,7 @@ static void peer_lost(struct lane_hub *h, uint32_t rank, enum status why)
     if (h->connecting && !stood)
         return; // to be tried again
     p->lost = why;
-    if (h->fault == STATUS_OK) {
-        h->fault = why;
-        h->fault_rank = rank;
-    }
+    fault_note(h, rank, why);
     log_warn("rank %u of epoch %llu lost rank %u: %s", h->group.rank,
              (unsigned long long)h->group.epoch, rank, status_text(why));
 }
@@ -308,7 +334,9 @@ static void on_notice(struct lane_hub *h, uint32_t from, const struct xport_even
             break;
         }
     }
-    if (s != STATUS_OK) {
+    if (s == STATUS_LINK_DOWN) {
+        lane_hub_drop(h, from, s);
+    } else if (s != STATUS_OK) {
         log_error("rank %u: rank %u sent what does not fit (region %x, offset %llu, %llu bytes, "
                   "notice %u): %s",
                   h->group.rank, from, ev->region, (unsigned long long)ev->offset,
@@ -332,6 +360,20 @@ static void on_event(struct lane_hub *h, const struct xport_event *ev)
     // WRITE_DONE: the source is kept until a credit or the next collective frees it.
 }
 
+// Whoever waits for a rank that still stands must hear of the one that it waits for in vain: a rank
+// that noticed sends nothing more.
+static void tell_fault(struct lane_hub *h)
+{
+    for (uint32_t r = 0; r < h->group.ranks; r++) {
+        struct hub_peer *p = &h->peers[r];
+        const struct xwrite w = {.region = lane_hub_region(h, LANE_CHANNEL_HUB, 0),
+                                 .offset = WORD_LOST,
+                                 .notice = h->fault_rank};
+        if (p->up && p->ready && !p->told && r != h->fault_rank)
+            p->told = xlink_write(p->link, &w) == STATUS_OK; // full: with the next poll
+    }
+}
+
 enum status lane_hub_poll(struct lane_hub *h)
 {
     if (lane_hub_aborted(h))
@@ -342,6 +384,8 @@ enum status lane_hub_poll(struct lane_hub *h)
         on_event(h, &ev[i]);
     for (size_t i = 0; i < h->lanes_n; i++)
         lane_flush(h->lanes[i]);
+    if (h->fault != STATUS_OK)
+        tell_fault(h);
     return n > 0 ? STATUS_OK : STATUS_AGAIN;
 }
 

@@ -56,7 +56,8 @@ enum status lane_hub_wait(struct lane_hub *h, int timeout_ms);
 
 // OK: the link is up. AGAIN: not connected (yet). Else why it was lost; final in this group.
 enum status lane_hub_peer(const struct lane_hub *h, uint32_t rank);
-// The first peer of this group that was lost: its status and rank; OK when all stand.
+// The first peer of this group that was lost, to this rank or to any other (ranks tell each other):
+// its status and rank; OK when all stand. A group with a fault is over: begin the next.
 enum status lane_hub_fault(const struct lane_hub *h, uint32_t *rank_out);
 // Drops a peer that broke the protocol above xport.
 void lane_hub_drop(struct lane_hub *h, uint32_t rank, enum status why);

@@ -15,7 +15,11 @@
 #include "node/comm_xport.h"
 #include "tests/xport/world.h"
 
-enum { T_MAX = 4, AREA = 4096 };
+enum {
+    T_MAX = 4,
+    AREA = 4096,
+    NOTICED_US = 5000000, // microseconds on an idle host; threads wait for a core on a busy one
+};
 #define GATHERS ((uint32_t)world_rounds(1000))
 
 struct member {
@@ -188,7 +192,7 @@ static void test_abort_while_waiting(void **state)
         uint64_t t = now_us();
         comm_abort(s.members[r].comm);
         pthread_join(s.threads[r], NULL);
-        assert_true(now_us() - t < 100000);
+        assert_true(now_us() - t < NOTICED_US);
         assert_int_equal(s.members[r].status, STATUS_ABORTED);
         float x[3] = {0};
         assert_int_equal(comm_all_gather(s.members[r].comm, x, 1, 1), STATUS_ABORTED);
@@ -205,7 +209,7 @@ static void test_hub_abort_ends_gathers(void **state)
     uint64_t t = now_us();
     lane_hub_abort(s.members[0].hub, 9);
     pthread_join(s.threads[0], NULL);
-    assert_true((int64_t)(s.members[0].returned_us - t) < 100000);
+    assert_true((int64_t)(s.members[0].returned_us - t) < NOTICED_US);
     assert_int_equal(s.members[0].status, STATUS_ABORTED);
     comm_abort(s.members[1].comm);
     pthread_join(s.threads[1], NULL);
@@ -232,7 +236,7 @@ static void test_loss_of_a_rank(void **state)
         assert_int_equal(lane_hub_fault(s.members[r].hub, &lost), STATUS_LINK_DOWN);
         assert_int_equal(lost, 3);
     }
-    assert_true(now_us() - t < 500000);
+    assert_true(now_us() - t < NOTICED_US);
     stage_close(&s);
 }
 
@@ -296,7 +300,7 @@ static void test_killed_process(void **state)
         kill(pid, SIGKILL);
         uint64_t start = now_us();
         pthread_join(t, NULL);
-        assert_true(now_us() - start < 200000);
+        assert_true(now_us() - start < NOTICED_US);
         assert_int_equal(m.status, STATUS_LINK_DOWN);
         assert_int_equal(waitpid(pid, NULL, 0), pid);
         comm_destroy(m.comm);

@@ -220,6 +220,43 @@ static void test_last_words(void **state)
 
 // --- linking up ---
 
+static pthread_barrier_t all_linked;
+
+// Rank 0 loses rank 1 while rank 2's links to both stand: rank 2 hears of it, or it might wait for
+// something of theirs that never comes.
+static void *told_body(void *arg)
+{
+    struct member *m = arg;
+    struct lane_hub *h = m->team->hubs[m->rank];
+    enum status s = begin(m);
+    if (s == STATUS_OK)
+        s = lane_hub_connect(h, m->team->addresses, 5000, NULL);
+    pthread_barrier_wait(&all_linked);
+    CHECK(s == STATUS_OK);
+    if (m->rank == 0) {
+        lane_hub_drop(h, 1, STATUS_LINK_DOWN);
+        lane_hub_poll(h);
+    }
+    uint32_t lost = 77;
+    uint64_t end = now_us() + 10 * 1000000;
+    while (lane_hub_fault(h, &lost) == STATUS_OK && now_us() < end)
+        lane_hub_wait(h, 100);
+    CHECK(lane_hub_fault(h, &lost) == STATUS_LINK_DOWN);
+    CHECK(m->rank == 2 ? lost == 0 || lost == 1 : lost == !m->rank);
+    CHECK(m->rank != 2 || (lane_hub_peer(h, 0) == STATUS_OK && lane_hub_peer(h, 1) == STATUS_OK));
+    return NULL;
+}
+
+static void test_loss_is_told_to_all(void **state)
+{
+    struct team t;
+    team_open(&t, 3);
+    pthread_barrier_init(&all_linked, NULL, 3);
+    team_run(&t, told_body);
+    pthread_barrier_destroy(&all_linked);
+    team_close(&t);
+}
+
 static void test_missing_rank_is_named(void **state)
 {
     struct team t;
@@ -370,6 +407,7 @@ int main(int argc, char **argv)
         T(test_ring_over_epochs),
         T(test_credits_and_loss),
         T(test_last_words),
+        T(test_loss_is_told_to_all),
         T(test_missing_rank_is_named),
         T(test_epochs_do_not_mix),
         T(test_late_rank),

@@ -60,6 +60,7 @@ void world_init(int argc, char **argv)
         exit(2);
     }
     log_set_level(LOG_ERROR);
+    cmocka_set_test_filter(getenv("HADAL_TEST_FILTER")); // a pattern, to repeat one test
     if (world_kind == XPORT_VERBS)
         find_verbs(argv[0]);
 }
