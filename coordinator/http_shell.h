@@ -16,6 +16,7 @@ struct http_server {
     uv_timer_t watch;        // over what the connections hold
     struct http_conn *conns; // hash
     size_t answered;         // bytes of requests that are being answered
+    bool trims;              // see http_conn_trim
     h2o_globalconf_t config;
     h2o_context_t context;
     h2o_accept_ctx_t accept;
@@ -55,6 +56,14 @@ enum status http_conns_open(struct http_server *h, uint16_t *port_out, struct er
 // is to be released, with the bytes of its body, when the request is disposed of.
 struct http_conn *http_conn_hold(struct http_server *h, const h2o_req_t *req);
 void http_conn_release(struct http_conn *c, size_t bytes);
+// HTTP/1. Its request is read: what it was read into need not have room for more.
+void http_conn_trim(struct http_conn *c);
+// Calls gone(arg), at most once, when the client of this HTTP/1 request hangs up: libh2o does not
+// read while an answer is under way. One request of a connection at a time; ended with the same arg.
+// NULL: it is not watched (HTTP/2, of which libh2o reads always).
+struct http_conn *http_conn_watch(struct http_server *h, const h2o_req_t *req,
+                                  void (*gone)(void *arg), void *arg);
+void http_conn_unwatch(struct http_conn *c, const void *arg); // NULL is fine
 
 // The path's five parts; false: *e is the answer.
 bool http_admin_route(struct http_server *h, h2o_req_t *req, const h2o_iovec_t p[5],

@@ -20,14 +20,6 @@ enum {
     COMMENT_MS = 15 * 1000, // a quiet stream says that it is alive
 };
 
-// Tells that the client has hung up: libh2o does not read while an answer is under way. Its own
-// descriptor of the same socket, because libuv allows one watcher for each.
-struct hangup {
-    uv_poll_t poll;
-    int fd;
-    struct http_stream *stream; // NULL once that is gone
-};
-
 struct http_stream {
     h2o_generator_t generator; // first: libh2o hands it back
     struct reader reader;
@@ -36,14 +28,14 @@ struct http_stream {
     struct text_ticket *ticket; // while the prompt is read; NULL otherwise
     struct http_conn *conn;     // that holds the body; NULL: none does
     size_t body_n;
-    struct hangup *hangup;
-    bool sse;         // else one document
-    bool started;     // headers are out
-    bool sending;     // libh2o has our buffer
-    bool finished;    // the last byte was handed over
-    int64_t last_id;  // of the last event sent; -1 = none
-    uint32_t notices; // of the place in the queue, told
-    uint64_t sent_us; // when the buffer was handed over
+    struct http_conn *watched; // NULL: nobody tells when its client hangs up
+    bool sse;                  // else one document
+    bool started;              // headers are out
+    bool sending;              // libh2o has our buffer
+    bool finished;             // the last byte was handed over
+    int64_t last_id;           // of the last event sent; -1 = none
+    uint32_t notices;          // of the place in the queue, told
+    uint64_t sent_us;          // when the buffer was handed over
     struct strbuf out;
     struct http_stream *prev, *next;
 };
@@ -61,21 +53,6 @@ static int socket_of(h2o_req_t *req)
     return sock ? h2o_socket_get_fd(sock) : -1;
 }
 
-static void on_hangup_closed(uv_handle_t *h)
-{
-    free(h->data);
-}
-
-static void hangup_stop(struct hangup *h)
-{
-    if (!h)
-        return;
-    h->stream = NULL;
-    uv_poll_stop(&h->poll);
-    close(h->fd);
-    uv_close((uv_handle_t *)&h->poll, on_hangup_closed);
-}
-
 // Nothing can be written any more: libh2o notices and disposes of the request.
 static void break_connection(struct http_stream *st)
 {
@@ -84,13 +61,9 @@ static void break_connection(struct http_stream *st)
         shutdown(fd, SHUT_RDWR);
 }
 
-static void on_hangup(uv_poll_t *p, int status, int events)
+static void on_gone(void *arg)
 {
-    struct hangup *h = p->data;
-    struct http_stream *st = h->stream;
-    if (!st || (status >= 0 && !(events & UV_DISCONNECT)))
-        return;
-    uv_poll_stop(p);
+    struct http_stream *st = arg;
     break_connection(st);
     if (st->sending || st->finished)
         return; // the write fails
@@ -103,27 +76,6 @@ static void on_hangup(uv_poll_t *p, int status, int events)
         h2o_send_inline(st->req, "", 0);
 }
 
-static struct hangup *hangup_start(struct http_stream *st)
-{
-    int fd = socket_of(st->req);
-    if (fd < 0)
-        return NULL;
-    fd = fcntl(fd, F_DUPFD_CLOEXEC, 0);
-    if (fd < 0)
-        return NULL; // out of descriptors: the next write will tell
-    struct hangup *h = mem_zalloc(1, sizeof *h);
-    h->fd = fd;
-    h->stream = st;
-    h->poll.data = h;
-    if (uv_poll_init(&st->server->shell->loop, &h->poll, fd)) {
-        close(fd);
-        free(h);
-        return NULL;
-    }
-    uv_poll_start(&h->poll, UV_DISCONNECT, on_hangup);
-    return h;
-}
-
 // ---- life ---------------------------------------------------------------------------------------
 
 static void on_dispose(void *p)
@@ -131,7 +83,7 @@ static void on_dispose(void *p)
     struct http_stream *st = p;
     DL_DELETE(st->server->streams, st);
     text_pool_cancel(st->ticket);
-    hangup_stop(st->hangup);
+    http_conn_unwatch(st->watched, st);
     if (st->conn)
         http_conn_release(st->conn, st->body_n);
     shell_detach(st->server->shell, &st->reader);
@@ -151,7 +103,7 @@ static struct http_stream *stream_create(struct http_server *h, h2o_req_t *req)
                                .req = req,
                                .last_id = -1};
     DL_APPEND(h->streams, st);
-    st->hangup = hangup_start(st);
+    st->watched = http_conn_watch(h, req, on_gone, st);
     return st;
 }
 
@@ -213,12 +165,12 @@ static bool render_end(struct http_stream *st, const struct live *l)
         return false;
     struct openai_usage u = live_usage(l);
     if (st->last_id < (int64_t)n + 1) {
-        if (l->error.http)
-            openai_sse_error(n, &l->error, &st->out);
+        if (l->error)
+            openai_sse_error(n, l->error, &st->out);
         else
             openai_sse_finish(&l->head, &l->answer, l->finish, &st->out);
     }
-    if (st->last_id < (int64_t)n + 2 && l->head.include_usage && !l->error.http)
+    if (st->last_id < (int64_t)n + 2 && l->head.include_usage && !l->error)
         openai_sse_usage(&l->head, n, &u, &st->out);
     openai_sse_done(n, &st->out);
     st->last_id = (int64_t)n + 3;
@@ -236,7 +188,7 @@ static void send_out(struct http_stream *st, h2o_send_state_t state)
 static void pump_events(struct http_stream *st, const struct live *l)
 {
     if (!st->started && l->state == LIVE_REFUSED) {
-        fail(st, &l->error);
+        fail(st, l->error);
         return;
     }
     strbuf_clear(&st->out);
@@ -254,8 +206,8 @@ static void send_document(struct http_stream *st, const struct live *l)
 {
     if (l->state != LIVE_DONE && l->state != LIVE_REFUSED)
         return;
-    if (l->error.http) {
-        fail(st, &l->error);
+    if (l->error) {
+        fail(st, l->error);
         return;
     }
     struct openai_usage u = live_usage(l);
@@ -286,6 +238,7 @@ static void on_proceed(h2o_generator_t *g, h2o_req_t *req)
 {
     struct http_stream *st = (struct http_stream *)g;
     st->sending = false;
+    strbuf_finish(&st->out); // thousands wait for their next token: without a buffer each
     pump(st);
 }
 
@@ -348,6 +301,8 @@ static void on_prepared(void *arg, struct text_job *job)
     if (job->error.http || !take_headers(st, job) ||
         !shell_submit(st->server->shell, job, &st->reader))
         fail(st, &job->error);
+    else if (st->watched) // HTTP/1
+        http_conn_trim(st->watched);
 }
 
 void http_stream_generate(struct http_server *h, h2o_req_t *req, enum text_source source)

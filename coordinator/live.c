@@ -123,6 +123,7 @@ void live_destroy(struct live *l)
         free((void *)l->stop[i].v);
     free(l->stop);
     free(l->prompt);
+    free(l->error);
     free(l);
 }
 
@@ -158,6 +159,14 @@ void live_queued(struct live *l, uint32_t position, uint32_t eta_ms)
     l->notices++;
 }
 
+// Few requests fail: the others do not carry the room for the words.
+static struct openai_error *make_error(struct live *l)
+{
+    if (!l->error)
+        l->error = mem_zalloc(1, sizeof *l->error);
+    return l->error;
+}
+
 void live_done(struct live *l, enum finish_reason finish, enum status status, const char *text,
                uint32_t prompt_n, uint32_t cached_n)
 {
@@ -167,10 +176,10 @@ void live_done(struct live *l, enum finish_reason finish, enum status status, co
     l->prompt_n = prompt_n;
     l->cached_n = cached_n;
     if (finish == FINISH_CANCELLED)
-        openai_fail(&l->error, 499, NULL, "cancelled", "The request was cancelled%s%s.",
+        openai_fail(make_error(l), 499, NULL, "cancelled", "The request was cancelled%s%s.",
                     *text ? ": " : "", text);
     else if (finish == FINISH_ERROR)
-        openai_fail(&l->error, status_group(status) == STATUS_GROUP_REQUEST ? 400 : 500, NULL,
+        openai_fail(make_error(l), status_group(status) == STATUS_GROUP_REQUEST ? 400 : 500, NULL,
                     status_name(status), "The request could not be finished: %s.",
                     *text ? text : status_text(status));
 }
@@ -200,8 +209,8 @@ void live_refused(struct live *l, enum coord_refusal reason, uint32_t retry_afte
     answer_close(&l->answer);
     l->state = LIVE_REFUSED;
     l->forgotten = true;
-    openai_fail(&l->error, refusals[reason].http, param, refusals[reason].code, "%s", text);
-    l->error.retry_after_ms = retry_after_ms;
+    openai_fail(make_error(l), refusals[reason].http, param, refusals[reason].code, "%s", text);
+    l->error->retry_after_ms = retry_after_ms;
 }
 
 struct openai_usage live_usage(const struct live *l)

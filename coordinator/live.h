@@ -40,7 +40,7 @@ struct live {
     uint32_t prompt_n, cached_n;
     uint32_t position, eta_ms, notices; // place in the queue; notices counts the changes
     enum finish_reason finish;
-    struct openai_error error; // REFUSED, or DONE with finish ERROR or CANCELLED
+    struct openai_error *error; // owned; REFUSED, or DONE with finish ERROR or CANCELLED; else NULL
     struct reader *readers;
     struct live *dirty_next;
     bool dirty;

@@ -90,7 +90,7 @@ static void send_done(struct rpc_stream *st, const struct live *l)
     struct answer_mark last = answer_mark(a, a->tokens_n);
     struct openai_usage u = live_usage(l);
     if (l->finish == FINISH_ERROR) {
-        send_error(st->conn, st->id, &l->error);
+        send_error(st->conn, st->id, l->error);
         return;
     }
     rpc_conn_send(
@@ -108,7 +108,7 @@ static bool pump(struct rpc_stream *st)
     if (!l || l->state == LIVE_NEW)
         return true;
     if (l->state == LIVE_REFUSED) {
-        send_error(st->conn, st->id, &l->error);
+        send_error(st->conn, st->id, l->error);
         return false;
     }
     if (!st->accepted)

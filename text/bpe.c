@@ -10,6 +10,7 @@
 
 enum {
     SHORT_WORD = 40,
+    CACHE_FROM = 256, // words of a call that are encoded without it: clearing it would cost more
     CACHE_SLOTS = 4096,
     CACHE_WORD = 24,
     CACHE_IDS = 8,
@@ -182,7 +183,7 @@ static void encode_long(const struct bpe *b, struct bpe_scratch *s, const char *
         push_id(ids, v[i].id);
 }
 
-// Words repeat: a direct-mapped cache of the call's short words and their ids.
+// In a long text words repeat: a direct-mapped cache of the call's short words and their ids.
 static struct bpe_cached *cache_slot(struct bpe_scratch *s, const char *word, size_t n)
 {
     if (!s->cache)
@@ -193,6 +194,11 @@ static struct bpe_cached *cache_slot(struct bpe_scratch *s, const char *word, si
 static void encode_cached(const struct bpe *b, struct bpe_scratch *s, const char *word, size_t n,
                           struct token_vec *ids)
 {
+    if (s->words < CACHE_FROM) {
+        s->words++;
+        encode_short(b, word, n, ids);
+        return;
+    }
     struct bpe_cached *c = cache_slot(s, word, n);
     if (c->n == n && !memcmp(c->word, word, n)) {
         for (size_t i = 0; i < c->ids_n; i++)

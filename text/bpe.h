@@ -34,6 +34,7 @@ struct bpe_scratch {
     uint64_t *heap;
     struct bpe_cached *cache;
     size_t symbols_cap, heap_n, heap_cap;
+    uint32_t words; // short ones so far
 };
 void bpe_scratch_finish(struct bpe_scratch *s);
 

@@ -315,14 +315,29 @@ struct regex_scratch *regex_scratch_create(void)
     struct regex_scratch *s = mem_zalloc(1, sizeof *s);
     s->data = pcre2_match_data_create(1, NULL);
     s->context = pcre2_match_context_create(NULL);
-    s->stack = pcre2_jit_stack_create(JIT_STACK_MIN, JIT_STACK_MAX, NULL);
     if (!s->data || !s->context) {
         regex_scratch_destroy(s);
         return NULL;
     }
+    return s;
+}
+
+// The 32 KiB of the thread's own stack that PCRE2 takes are enough for most texts; mapping another
+// one would cost more than matching a short one.
+static bool take_stack(struct regex_scratch *s)
+{
+    if (s->stack)
+        return false;
+    s->stack = pcre2_jit_stack_create(JIT_STACK_MIN, JIT_STACK_MAX, NULL);
     if (s->stack)
         pcre2_jit_stack_assign(s->context, NULL, s->stack);
-    return s;
+    return s->stack != NULL;
+}
+
+static int match(struct regex_iter *it)
+{
+    return pcre2_match(it->regex->code, (PCRE2_SPTR)it->text, it->n, it->at, PCRE2_NO_UTF_CHECK,
+                       it->scratch->data, it->scratch->context);
 }
 
 void regex_scratch_destroy(struct regex_scratch *s)
@@ -349,8 +364,9 @@ static size_t char_bytes(unsigned char c)
 enum status regex_iter_next(struct regex_iter *it, size_t *from_out, size_t *to_out)
 {
     while (it->at <= it->n) {
-        int rc = pcre2_match(it->regex->code, (PCRE2_SPTR)it->text, it->n, it->at,
-                             PCRE2_NO_UTF_CHECK, it->scratch->data, it->scratch->context);
+        int rc = match(it);
+        if (rc == PCRE2_ERROR_JIT_STACKLIMIT && take_stack(it->scratch))
+            rc = match(it);
         if (rc == PCRE2_ERROR_NOMATCH)
             return STATUS_NOT_FOUND;
         if (rc < 0)
