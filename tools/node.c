@@ -162,6 +162,10 @@ static struct engine *create_mock(void *user, void (*wake)(void *), void *arg, s
     config.step_us = (uint64_t)f->mock_step_us;
     config.row_us = (uint64_t)f->mock_row_us;
     config.vocab = (uint32_t)f->mock_vocab;
+    if (f->context)
+        config.max_context = (uint32_t)f->context;
+    if (f->kv_tokens)
+        config.kv_blocks = (uint32_t)(f->kv_tokens / config.block_tokens + 1);
     struct engine_mock_args args = {
         .config = &config, .wake = wake, .wake_ctx = arg, .fault_file = f->fault_file};
     return engine_mock_create_real(&args);
