@@ -96,7 +96,7 @@ static enum status rank_open(struct rank *k)
         .max_seqs = a->max_seqs,
         .max_logits = a->max_logits,
         .kv_blocks = a->max_seqs * context_blocks(k->r->context),
-        .progress = {show_progress, k},
+        .progress = {.report = show_progress, .arg = k},
     };
     s = model_shard_open(&args, &k->shard, &k->error);
     if (s == STATUS_OK)

@@ -28,7 +28,7 @@ static int run(const struct quantize_options *o)
                                          .precision = MODEL_BF16},
                               .out = o->out,
                               .threads = (int)o->threads,
-                              .progress = {show, &bar}};
+                              .progress = {.report = show, .arg = &bar}};
     enum status s = model_precision_of(o->to, &a.to, &e);
     cmdline_progress_start(&bar, "quantizing");
     if (s == STATUS_OK)

@@ -15,14 +15,40 @@
 
 enum { SAMPLE_TENSORS = 1024, SAMPLE_BYTES = 256 };
 
-static uint64_t hash_sample(const struct st_tensor *t, uint64_t h)
+// Of one tensor: all of it when it is small, else its ends and its middle.
+static size_t add_samples(const struct st_tensor *t, uint8_t *memory, struct st_range *out)
 {
-    const uint8_t *data = t->data;
-    if (t->bytes <= 3 * SAMPLE_BYTES)
-        return hash_bytes(data, t->bytes, h);
-    h = hash_bytes(data, SAMPLE_BYTES, h);
-    h = hash_bytes(data + t->bytes / 2, SAMPLE_BYTES, h);
-    return hash_bytes(data + t->bytes - SAMPLE_BYTES, SAMPLE_BYTES, h);
+    const struct st_range whole = {.tensor = t, .bytes = t->bytes, .out = memory};
+    if (t->bytes <= 3 * SAMPLE_BYTES) {
+        out[0] = whole;
+        return 1;
+    }
+    const size_t at[] = {0, t->bytes / 2, t->bytes - SAMPLE_BYTES};
+    for (size_t i = 0; i < 3; i++)
+        out[i] = (struct st_range){.tensor = t,
+                                   .tensor_at = at[i],
+                                   .bytes = SAMPLE_BYTES,
+                                   .out = memory + i * SAMPLE_BYTES};
+    return 3;
+}
+
+struct samples {
+    uint8_t *memory;         // 3 * SAMPLE_BYTES of each tensor
+    struct st_range *pieces; // in order
+    size_t n;
+};
+
+// All at once: files may be on another host.
+static enum status read_samples(const struct safetensors *files, size_t every, struct samples *out,
+                                struct errmsg *e)
+{
+    const size_t n = safetensors_count(files);
+    out->memory = mem_zalloc(n / every + 1, 3 * SAMPLE_BYTES);
+    out->pieces = mem_zalloc(3 * (n / every + 1), sizeof *out->pieces);
+    for (size_t i = 0; i < n; i += every)
+        out->n += add_samples(safetensors_at(files, i), out->memory + i / every * 3 * SAMPLE_BYTES,
+                              out->pieces + out->n);
+    return st_tensors_read(out->pieces, out->n, e);
 }
 
 static uint64_t hash_tensor(const struct st_tensor *t, uint64_t h)
@@ -65,22 +91,29 @@ enum status model_fingerprint(const struct model_source *source, const struct sa
     enum status s = hash_config(source, &h, e);
     if (s != STATUS_OK)
         return s;
-    size_t n = files ? safetensors_count(files) : 0, every = n / SAMPLE_TENSORS + 1;
-    for (size_t i = 0; i < n; i++) {
+    const size_t n = files ? safetensors_count(files) : 0, every = n / SAMPLE_TENSORS + 1;
+    struct samples samples = {0};
+    if (files)
+        s = read_samples(files, every, &samples, e);
+    const struct st_range *piece = samples.pieces;
+    for (size_t i = 0; i < n && s == STATUS_OK; i++) {
         const struct st_tensor *t = safetensors_at(files, i);
         h = hash_tensor(t, h);
-        if (i % every == 0)
-            h = hash_sample(t, h);
+        for (; i % every == 0 && piece < samples.pieces + samples.n && piece->tensor == t; piece++)
+            h = hash_bytes(piece->out, piece->bytes, h);
     }
-    *out = h ? h : 1;
-    return STATUS_OK;
+    free(samples.memory);
+    free(samples.pieces);
+    if (s == STATUS_OK)
+        *out = h ? h : 1;
+    return s;
 }
 
 enum status model_source_fingerprint(const struct model_source *source, uint64_t *out,
                                      struct errmsg *e)
 {
     struct safetensors *files = NULL;
-    enum status s = source->random ? STATUS_OK : safetensors_open_dir(source->dir, &files, e);
+    enum status s = model_source_open(source, &files, e);
     if (s == STATUS_OK)
         s = model_fingerprint(source, files, out, e);
     safetensors_close(files);

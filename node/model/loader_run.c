@@ -244,6 +244,8 @@ static enum status fill_all(struct run *r)
         if (!*slot)
             return r->status;
         fill(r, *slot);
+        if (r->l->progress.cancelled && r->l->progress.cancelled(r->l->progress.arg))
+            return errmsg_set(r->l->e, STATUS_CANCELLED, "loading the weights was cancelled");
     }
     return STATUS_OK; // destroying a stage waits for its copy
 }

@@ -6,6 +6,7 @@
 // trailing bytes with one rule.
 #include "node/model/safetensors.h"
 
+#include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <glob.h>
@@ -27,9 +28,17 @@ enum {
 
 struct mapping {
     char *path;
-    uint8_t *base;
+    uint8_t *base; // NULL: elsewhere
     size_t bytes;
     int fd;
+    const struct st_folder *folder;
+    size_t file_i;
+};
+
+// Where files are looked for: a folder of this host, or one elsewhere.
+struct place {
+    const char *dir;
+    const struct st_folder *folder; // NULL: dir
 };
 
 struct safetensors {
@@ -80,7 +89,8 @@ static enum status map_file(const char *path, struct mapping *out, struct errmsg
         if (base == MAP_FAILED)
             s = errmsg_set(e, status_from_errno(errno), "%s: mmap: %s", path, strerror(errno));
         else
-            *out = (struct mapping){mem_strdup(path), base, (size_t)sb.st_size, fd};
+            *out = (struct mapping){
+                .path = mem_strdup(path), .base = base, .bytes = (size_t)sb.st_size, .fd = fd};
     }
     if (s != STATUS_OK)
         close(fd);
@@ -145,10 +155,12 @@ static enum status read_offsets(const json_t *v, const struct mapping *m, uint64
                           "%s: tensor '%s': data_offsets span %" PRId64
                           " bytes, dtype and shape need %" PRIu64,
                           t->file, t->name, end - begin, bytes);
-    t->data = m->base + data_at + begin;
+    t->data = m->base ? m->base + data_at + begin : NULL;
     t->bytes = (size_t)bytes;
     t->fd = m->fd;
     t->file_at = data_at + (uint64_t)begin;
+    t->folder = m->folder;
+    t->file_i = m->file_i;
     return STATUS_OK;
 }
 
@@ -170,8 +182,8 @@ static enum status read_entry(const char *name, const json_t *v, const struct ma
 static int by_place(const void *a, const void *b)
 {
     const struct st_tensor *x = a, *y = b;
-    if (x->data != y->data)
-        return (const uint8_t *)x->data < (const uint8_t *)y->data ? -1 : 1;
+    if (x->file_at != y->file_at)
+        return x->file_at < y->file_at ? -1 : 1;
     return x->bytes < y->bytes ? -1 : x->bytes > y->bytes; // empty tensors first
 }
 
@@ -179,21 +191,21 @@ static enum status check_tiling(const struct mapping *m, uint64_t data_at, struc
                                 size_t n, struct errmsg *e)
 {
     qsort(t, n, sizeof *t, by_place);
-    const uint8_t *at = m->base + data_at;
+    uint64_t at = data_at;
     for (size_t i = 0; i < n; i++) {
-        const uint8_t *begin = t[i].data;
+        const uint64_t begin = t[i].file_at;
         if (begin != at)
             return errmsg_set(e, STATUS_BAD_FILE,
                               "%s: tensor '%s': data_offsets %s at %" PRIu64 ": %s", m->path,
                               t[i].name, begin < at ? "overlap" : "leave a hole",
-                              (uint64_t)((begin < at ? begin : at) - (m->base + data_at)),
+                              (begin < at ? begin : at) - data_at,
                               i ? t[i - 1].name : "start of the data");
         at = begin + t[i].bytes;
     }
-    if (at != m->base + m->bytes)
+    if (at != m->bytes)
         return errmsg_set(e, STATUS_BAD_FILE,
                           "%s: %" PRIu64 " bytes behind the last tensor belong to none", m->path,
-                          (uint64_t)(m->base + m->bytes - at));
+                          m->bytes - at);
     return STATUS_OK;
 }
 
@@ -221,29 +233,85 @@ static enum status read_entries(struct safetensors *st, const json_t *root, cons
     return check_tiling(m, data_at, st->tensors + first, st->tensors_n - first, e);
 }
 
-static enum status add_file(struct safetensors *st, const char *path, struct errmsg *e)
+static enum status find_file(const char *path, const struct st_folder *f, struct mapping *out,
+                             struct errmsg *e)
 {
-    struct mapping m;
+    const char *slash = strrchr(path, '/'), *name = slash ? slash + 1 : path;
+    for (size_t i = 0; i < f->files_n; i++) {
+        if (strcmp(f->files[i].name, name))
+            continue;
+        if (f->files[i].bytes < 8 || f->files[i].bytes > INT64_MAX)
+            return errmsg_set(e, STATUS_BAD_FILE,
+                              "%s: %" PRIu64 " bytes, too short for a safetensors header", path,
+                              f->files[i].bytes);
+        *out = (struct mapping){.path = mem_strdup(path),
+                                .bytes = (size_t)f->files[i].bytes,
+                                .fd = -1,
+                                .folder = f,
+                                .file_i = i};
+        return STATUS_OK;
+    }
+    return errmsg_set(e, STATUS_NOT_FOUND, "%s: no such file", path);
+}
+
+// Bytes of a file that belong to no tensor.
+static enum status read_head(const struct mapping *m, uint64_t at, size_t n, void *out,
+                             struct errmsg *e)
+{
+    if (m->folder)
+        return m->folder->read(
+            m->folder->arg, &(struct st_range){.file = m->file_i, .at = at, .bytes = n, .out = out},
+            1, e);
+    memcpy(out, m->base + at, n);
+    return STATUS_OK;
+}
+
+static enum status read_header(const struct mapping *m, uint64_t *bytes_out, json_t **root_out,
+                               struct errmsg *e)
+{
+    uint8_t length[8];
+    uint64_t header = 0;
+    enum status s = read_head(m, 0, sizeof length, length, e);
+    if (s != STATUS_OK)
+        return s;
+    for (int i = 0; i < 8; i++)
+        header |= (uint64_t)length[i] << (8 * i);
+    if (header > HEADER_MAX || header > m->bytes - 8)
+        return errmsg_set(e, STATUS_BAD_FILE,
+                          "%s: header length %" PRIu64 " of a file of %zu bytes (truncated, or no "
+                          "safetensors file)",
+                          m->path, header, m->bytes);
+    char *text = mem_alloc(header ? header : 1);
+    s = read_head(m, 8, header, text, e);
+    json_error_t je;
+    json_t *root = s == STATUS_OK ? json_loadb(text, header, JSON_REJECT_DUPLICATES, &je) : NULL;
+    free(text);
+    if (s != STATUS_OK)
+        return s;
+    if (!root)
+        return errmsg_set(e, STATUS_BAD_FILE, "%s: header is not valid JSON: byte %d: %s", m->path,
+                          je.position, je.text);
+    *bytes_out = header;
+    *root_out = root;
+    return STATUS_OK;
+}
+
+static enum status add_file(struct safetensors *st, const char *path,
+                            const struct st_folder *folder, struct errmsg *e)
+{
+    struct mapping m = {0};
     if (st->files_n >= FILES_MAX)
         return errmsg_set(e, STATUS_TOO_LARGE, "%s: more than %d files", path, FILES_MAX);
-    enum status s = map_file(path, &m, e);
+    enum status s = folder ? find_file(path, folder, &m, e) : map_file(path, &m, e);
     if (s != STATUS_OK)
         return s;
     MEM_GROW(st->files, st->files_n, st->files_cap);
     st->files[st->files_n++] = m;
     uint64_t header = 0;
-    for (int i = 0; i < 8; i++)
-        header |= (uint64_t)m.base[i] << (8 * i);
-    if (header > HEADER_MAX || header > m.bytes - 8)
-        return errmsg_set(e, STATUS_BAD_FILE,
-                          "%s: header length %" PRIu64 " of a file of %zu bytes (truncated, or no "
-                          "safetensors file)",
-                          path, header, m.bytes);
-    json_error_t je;
-    json_t *root = json_loadb((const char *)m.base + 8, header, JSON_REJECT_DUPLICATES, &je);
-    if (!root)
-        return errmsg_set(e, STATUS_BAD_FILE, "%s: header is not valid JSON: byte %d: %s", path,
-                          je.position, je.text);
+    json_t *root = NULL;
+    s = read_header(&m, &header, &root, e);
+    if (s != STATUS_OK)
+        return s;
     if (json_is_object(root))
         s = read_entries(st, root, &m, 8 + header, e);
     else
@@ -277,17 +345,17 @@ static bool has_file(const struct safetensors *st, const char *path)
     return false;
 }
 
-static enum status add_indexed_file(struct safetensors *st, const char *dir, const char *index,
+static enum status add_indexed_file(struct safetensors *st, const struct place *at, const char *index,
                                     const char *tensor, const char *name, struct errmsg *e)
 {
     char path[JSON_FILE_PATH];
     if (!name || !*name || strchr(name, '/'))
         return errmsg_set(e, STATUS_BAD_FILE, "%s: weight_map['%s'] is no plain file name", index,
                           tensor);
-    enum status s = json_file_path(path, dir, name, e);
+    enum status s = json_file_path(path, at->dir, name, e);
     if (s != STATUS_OK || has_file(st, path))
         return s;
-    s = add_file(st, path, e);
+    s = add_file(st, path, at->folder, e);
     if (s == STATUS_NOT_FOUND)
         return errmsg_set(e, STATUS_BAD_MODEL, "%s: weight_map['%s'] names %s, which is missing",
                           index, tensor, name);
@@ -313,7 +381,7 @@ static enum status check_index(const struct safetensors *st, const char *dir, co
     return STATUS_OK;
 }
 
-static enum status add_indexed(struct safetensors *st, const char *dir, const char *index,
+static enum status add_indexed(struct safetensors *st, const struct place *at, const char *index,
                                const json_t *root, struct errmsg *e)
 {
     const json_t *map = json_object_get(root, "weight_map");
@@ -323,12 +391,12 @@ static enum status add_indexed(struct safetensors *st, const char *dir, const ch
     json_t *v;
     json_object_foreach((json_t *)map, key, v)
     {
-        enum status s = add_indexed_file(st, dir, index, key, json_string_value(v), e);
+        enum status s = add_indexed_file(st, at, index, key, json_string_value(v), e);
         if (s != STATUS_OK)
             return s;
     }
     enum status s = sort_names(st, e);
-    return s == STATUS_OK ? check_index(st, dir, index, map, e) : s;
+    return s == STATUS_OK ? check_index(st, at->dir, index, map, e) : s;
 }
 
 static enum status add_globbed(struct safetensors *st, const char *dir, struct errmsg *e)
@@ -338,7 +406,7 @@ static enum status add_globbed(struct safetensors *st, const char *dir, struct e
     if (s != STATUS_OK)
         return s;
     if (access(path, F_OK) == 0) {
-        s = add_file(st, path, e);
+        s = add_file(st, path, NULL, e);
         return s == STATUS_OK ? sort_names(st, e) : s;
     }
     s = json_file_path(path, dir, "*.safetensors", e);
@@ -349,7 +417,7 @@ static enum status add_globbed(struct safetensors *st, const char *dir, struct e
         return errmsg_set(e, STATUS_BAD_MODEL,
                           "%s: holds neither model.safetensors.index.json nor *.safetensors", dir);
     for (size_t i = 0; i < g.gl_pathc && s == STATUS_OK; i++)
-        s = add_file(st, g.gl_pathv[i], e);
+        s = add_file(st, g.gl_pathv[i], NULL, e);
     globfree(&g);
     return s == STATUS_OK ? sort_names(st, e) : s;
 }
@@ -366,7 +434,7 @@ static enum status finish_open(struct safetensors *st, enum status s, struct saf
 enum status safetensors_open_file(const char *path, struct safetensors **out, struct errmsg *e)
 {
     struct safetensors *st = mem_zalloc(1, sizeof *st);
-    enum status s = add_file(st, path, e);
+    enum status s = add_file(st, path, NULL, e);
     return finish_open(st, s == STATUS_OK ? sort_names(st, e) : s, out);
 }
 
@@ -382,11 +450,127 @@ enum status safetensors_open_dir(const char *dir, struct safetensors **out, stru
         return s;
     struct safetensors *st = mem_zalloc(1, sizeof *st);
     if (root)
-        s = add_indexed(st, dir, index, root, e);
+        s = add_indexed(st, &(struct place){dir, NULL}, index, root, e);
     else
         s = add_globbed(st, dir, e);
     json_decref(root);
     return finish_open(st, s, out);
+}
+
+static const struct st_folder_file *file_named(const struct st_folder *f, const char *name)
+{
+    for (size_t i = 0; i < f->files_n; i++)
+        if (!strcmp(f->files[i].name, name))
+            return &f->files[i];
+    return NULL;
+}
+
+static enum status load_index(const struct st_folder *f, const struct st_folder_file *file,
+                              json_t **out, struct errmsg *e)
+{
+    if (file->bytes > JSON_FILE_MAX)
+        return errmsg_set(e, STATUS_TOO_LARGE, "%s/%s: %" PRIu64 " bytes, at most %d are read",
+                          f->name, file->name, file->bytes, JSON_FILE_MAX);
+    char *text = mem_alloc(file->bytes ? (size_t)file->bytes : 1);
+    const struct st_range all = {
+        .file = (size_t)(file - f->files), .bytes = (size_t)file->bytes, .out = text};
+    enum status s = f->read(f->arg, &all, 1, e);
+    json_error_t je;
+    if (s == STATUS_OK) {
+        *out = json_loadb(text, (size_t)file->bytes, JSON_REJECT_DUPLICATES, &je);
+        if (!*out)
+            s = errmsg_set(e, STATUS_BAD_FILE, "%s/%s: line %d: not valid JSON: %s", f->name,
+                           file->name, je.line, je.text);
+    }
+    free(text);
+    return s;
+}
+
+static bool is_safetensors(const char *name)
+{
+    const char *dot = strrchr(name, '.');
+    return dot && !strcmp(dot, ".safetensors");
+}
+
+// model.safetensors, or every *.safetensors.
+static enum status add_listed(struct safetensors *st, const struct st_folder *f, struct errmsg *e)
+{
+    const struct st_folder_file *one = file_named(f, "model.safetensors");
+    enum status s = STATUS_OK;
+    for (size_t i = 0; i < f->files_n && s == STATUS_OK; i++) {
+        char path[JSON_FILE_PATH];
+        if (one ? &f->files[i] != one : !is_safetensors(f->files[i].name))
+            continue;
+        s = json_file_path(path, f->name, f->files[i].name, e);
+        if (s == STATUS_OK)
+            s = add_file(st, path, f, e);
+    }
+    if (s == STATUS_OK && !st->files_n)
+        return errmsg_set(e, STATUS_BAD_MODEL,
+                          "%s: holds neither model.safetensors.index.json nor *.safetensors",
+                          f->name);
+    return s == STATUS_OK ? sort_names(st, e) : s;
+}
+
+enum status safetensors_open_folder(const struct st_folder *folder, struct safetensors **out,
+                                    struct errmsg *e)
+{
+    static const char index[] = "model.safetensors.index.json";
+    const struct st_folder_file *file = file_named(folder, index);
+    json_t *root = NULL;
+    enum status s = file ? load_index(folder, file, &root, e) : STATUS_OK;
+    if (s != STATUS_OK)
+        return s;
+    struct safetensors *st = mem_zalloc(1, sizeof *st);
+    if (root)
+        s = add_indexed(st, &(struct place){folder->name, folder}, index, root, e);
+    else
+        s = add_listed(st, folder, e);
+    json_decref(root);
+    return finish_open(st, s, out);
+}
+
+// Files are read with pread, not through their mapping: it copies without a page fault per 4 KiB,
+// and a file that was cut short since it was opened is an error, not a signal.
+enum status st_tensor_read(const struct st_tensor *t, size_t at, size_t n, void *out,
+                           struct errmsg *e)
+{
+    assert(at <= t->bytes && n <= t->bytes - at);
+    if (t->folder)
+        return st_tensors_read(
+            &(struct st_range){.tensor = t, .tensor_at = at, .bytes = n, .out = out}, 1, e);
+    for (char *to = out; n > 0;) {
+        ssize_t got = pread(t->fd, to, n, (off_t)(t->file_at + at));
+        if (got < 0 && errno == EINTR)
+            continue;
+        if (got < 0)
+            return errmsg_set(e, status_from_errno(errno), "%s: tensor '%s': %s", t->file, t->name,
+                              strerror(errno));
+        if (got == 0)
+            return errmsg_set(e, STATUS_BAD_FILE, "%s: tensor '%s': the file was cut short",
+                              t->file, t->name);
+        at += (size_t)got;
+        to += got;
+        n -= (size_t)got;
+    }
+    return STATUS_OK;
+}
+
+enum status st_tensors_read(struct st_range *pieces, size_t n, struct errmsg *e)
+{
+    const struct st_folder *folder = n ? pieces[0].tensor->folder : NULL;
+    enum status s = STATUS_OK;
+    for (size_t i = 0; i < n && s == STATUS_OK; i++) {
+        struct st_range *r = &pieces[i];
+        const struct st_tensor *t = r->tensor;
+        assert(t->folder == folder && r->tensor_at <= t->bytes &&
+               r->bytes <= t->bytes - r->tensor_at);
+        r->file = t->file_i;
+        r->at = t->file_at + r->tensor_at;
+        if (!folder)
+            s = st_tensor_read(t, (size_t)r->tensor_at, r->bytes, r->out, e);
+    }
+    return folder ? folder->read(folder->arg, pieces, n, e) : s;
 }
 
 void safetensors_close(struct safetensors *st)
@@ -396,8 +580,10 @@ void safetensors_close(struct safetensors *st)
     for (size_t i = 0; i < st->tensors_n; i++)
         free((char *)st->tensors[i].name);
     for (size_t i = 0; i < st->files_n; i++) {
-        munmap(st->files[i].base, st->files[i].bytes);
-        close(st->files[i].fd);
+        if (st->files[i].base) {
+            munmap(st->files[i].base, st->files[i].bytes);
+            close(st->files[i].fd);
+        }
         free(st->files[i].path);
     }
     free(st->tensors);

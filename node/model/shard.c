@@ -3,6 +3,7 @@
 #include "node/model/shard.h"
 
 #include <assert.h>
+#include <inttypes.h>
 #include <stdlib.h>
 
 #include "base/mem.h"
@@ -18,10 +19,14 @@ static enum status open_weights(struct model_shard *s, const struct model_shard_
     if (st == STATUS_OK)
         st = model_plan_make(&s->config, &s->rank, &s->plan, e);
     struct safetensors *files = NULL;
-    if (st == STATUS_OK && !source->random)
-        st = safetensors_open_dir(source->dir, &files, e);
+    if (st == STATUS_OK)
+        st = model_source_open(source, &files, e);
     if (st == STATUS_OK)
         st = model_fingerprint(source, files, &s->fingerprint, e);
+    if (st == STATUS_OK && args->fingerprint && s->fingerprint != args->fingerprint)
+        st = errmsg_set(e, STATUS_BAD_MODEL,
+                        "another model: its fingerprint is %016" PRIx64 ", not %016" PRIx64,
+                        s->fingerprint, args->fingerprint);
     if (st == STATUS_OK) {
         struct model_weights_args w = {source, &s->config, &s->plan,
                                        files,  s->kern,    args->progress};

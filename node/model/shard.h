@@ -14,6 +14,7 @@ enum { MODEL_BLOCK_TOKENS = 32 }; // default tokens of a KV block
 
 struct model_shard_args {
     struct model_source source;
+    uint64_t fingerprint; // that the model must have before a weight is read; 0 = any
     struct model_rank rank;
     struct kern *kern; // borrowed until model_shard_close
     int max_context;   // positions of a sequence; 0 = the model's, never more than that

@@ -40,6 +40,16 @@ enum status model_source_config(const struct model_source *s, struct model_confi
     return STATUS_OK;
 }
 
+enum status model_source_open(const struct model_source *s, struct safetensors **out,
+                              struct errmsg *e)
+{
+    *out = NULL;
+    if (s->random)
+        return STATUS_OK;
+    return s->folder ? safetensors_open_folder(s->folder, out, e)
+                     : safetensors_open_dir(s->dir, out, e);
+}
+
 static bool ends_with(const char *s, const char *end)
 {
     size_t n = strlen(s), m = strlen(end);

@@ -23,6 +23,7 @@ enum model_precision {
 struct model_source {
     const char *dir;    // model folder; may be NULL when `config` is set and weights are random
     const char *config; // a config.json elsewhere; NULL: the folder's
+    const struct st_folder *folder; // not NULL: the files are there, not in dir; needs `config`
     bool random;        // no safetensors file is read
     uint64_t seed;
     enum model_precision precision; // of random weights
@@ -36,6 +37,10 @@ STATUS_MUST_USE enum status model_precision_of(const char *word, enum model_prec
 // The config of a source, with its number of layers and, for random weights, its precision.
 STATUS_MUST_USE enum status model_source_config(const struct model_source *s,
                                                 struct model_config *out, struct errmsg *e);
+
+// The files of a source; *out is NULL when its weights are random.
+STATUS_MUST_USE enum status model_source_open(const struct model_source *s,
+                                              struct safetensors **out, struct errmsg *e);
 
 // Names a model version: config.json, the name, type and shape of every tensor, and samples of
 // their bytes (random weights: config, seed and precision). Equal on every rank and host that has

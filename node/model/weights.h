@@ -10,6 +10,7 @@
 // Below, `l` marks sizes that are this rank's part: heads_l, inter_l, hidden_l, vocab_l.
 #pragma once
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "base/status.h"
@@ -86,6 +87,7 @@ struct model_weights {
 // Called from the loading thread, often.
 struct model_progress {
     void (*report)(void *arg, size_t done, size_t total); // bytes of this shard; may be NULL
+    bool (*cancelled)(void *arg); // true: the load ends, CANCELLED; from any thread; may be NULL
     void *arg;
 };
 
