@@ -172,6 +172,10 @@ static bool add_node(void *arg, const struct coord_node_view *n)
     put_uint(&o, "rss_bytes", n->heartbeat.rss_bytes);
     if (n->heartbeat.gpu.present)
         put_gpu(&o, &n->heartbeat.gpu);
+    put_uint(&o, "weights_peer_bytes", n->weights.peer_bytes);
+    put_uint(&o, "weights_disk_bytes", n->weights.disk_bytes);
+    put_uint(&o, "weights_load_ms", n->weights.ms);
+    put_uint(&o, "weights_given", n->gives_weights);
     put_uint(&o, "joins", n->joins);
     put_uint(&o, "faults", n->faults);
     put_text(&o, "fault", n->fault);

@@ -184,6 +184,40 @@ static void gpus(const struct coord *core, struct strbuf *out)
     }
 }
 
+static const struct {
+    const char *name, *help;
+} weight_metrics[] = {
+    {"hadal_node_weights_peer_bytes", "Bytes of the weights in memory that came from other nodes."},
+    {"hadal_node_weights_disk_bytes", "Bytes of them that came from the model folder."},
+    {"hadal_node_weights_load_milliseconds", "How long loading them took."},
+    {"hadal_node_weights_bad_answers", "Answers of other nodes that were wrong, on the way."},
+};
+enum { WEIGHT_METRICS = sizeof weight_metrics / sizeof *weight_metrics };
+
+struct weights_out {
+    struct strbuf *out;
+    int metric;
+};
+
+static bool put_weights(void *arg, const struct coord_node_view *n)
+{
+    struct weights_out *o = arg;
+    const uint64_t values[WEIGHT_METRICS] = {n->weights.peer_bytes, n->weights.disk_bytes,
+                                             n->weights.ms, n->weights.bad};
+    if (n->conn)
+        labelled(o->out, weight_metrics[o->metric].name, "node", n->name, values[o->metric]);
+    return true;
+}
+
+static void weights(const struct coord *core, struct strbuf *out)
+{
+    for (int i = 0; i < WEIGHT_METRICS; i++) {
+        struct weights_out o = {out, i};
+        header(out, weight_metrics[i].name, "gauge", weight_metrics[i].help);
+        coord_each_node(core, put_weights, &o);
+    }
+}
+
 static void requests(const struct coord_stats *st, struct strbuf *out)
 {
     header(out, "hadal_requests", "gauge", "Requests by state.");
@@ -336,6 +370,7 @@ void admin_metrics(const struct admin_view *v, struct strbuf *out)
     coord_stats(v->core, &st);
     members(v->core, out);
     gpus(v->core, out);
+    weights(v->core, out);
     requests(&st, out);
     tenants(v->core, out);
     breakers(v->core, out);

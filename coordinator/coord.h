@@ -420,6 +420,8 @@ struct coord_node_view {
     uint32_t stage, tensor; // valid when replica != 0
     uint64_t heartbeat_age_us;
     struct msg_heartbeat heartbeat; // the last one
+    bool gives_weights;             // to nodes that start
+    struct weights_figures weights; // how those in its memory came there
     uint32_t joins, faults;         // since the coordinator started
     const char *fault;              // text of the last fault it was blamed for; "" = none
     uint64_t fault_us;

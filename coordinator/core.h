@@ -6,6 +6,7 @@
 //   pools.c      pools of replicas, and which one a request is for
 //   forming.c    from free nodes to a ready replica
 //   roles.c      which replicas take requests
+//   sources.c    whose model files a forming node may read
 //   replicas.c   the fence between two epochs; health
 //   prober.c     golden probes
 //   quarantine.c who is kept out, for how long; stragglers
@@ -88,6 +89,11 @@ struct member {
     bool holds;              // the weights of `held_rank`, loaded for held_replica
     uint64_t held_replica;
     uint32_t held_rank;
+    uint64_t held_fingerprint; // of the model in its memory; 0 = not known
+    struct {
+        char *shm, *tcp, *verbs; // owned; NULL = nowhere
+    } weights;                   // where it gives the model's files
+    struct weights_figures loaded; // how it came by them
     uint64_t heartbeat_us;
     struct msg_heartbeat heartbeat;
     bool silent; // its time ran out; lost if the next look finds it silent still
@@ -364,6 +370,19 @@ void replicas_place(struct coord *c);
 void replica_prepared(struct coord *c, struct member *m, const struct msg_prepared *p);
 void replica_formed(struct coord *c, struct member *m, const struct msg_formed *f);
 void replica_timer(struct coord *c, struct replica *r);
+
+// ---- sources.c ----
+struct sources {
+    uint64_t fingerprint;    // 0: there are none
+    struct member **members; // of the step's arena
+    uint32_t n;
+};
+void sources_note(struct member *m, const struct msg_formed *f);
+void sources_forget(struct member *m);
+struct sources sources_find(struct coord *c, const struct pool *p);
+// Fills in the fields of f; `turn`: who is named first.
+void sources_offer(struct coord *c, const struct sources *s, const struct member *to, uint64_t turn,
+                   struct msg_form *f);
 
 // ---- lifecycle.c ----
 void requests_submit(struct coord *c, const struct coord_submit *s);

@@ -43,19 +43,21 @@ static size_t candidates(struct coord *c, const struct pool *p, struct placement
 
 static void send_forms(struct coord *c, const struct replica *r)
 {
+    const struct sources sources = sources_find(c, r->pool);
     for (uint32_t i = 0; i < r->pool->ranks_n; i++) {
-        core_send(c, r->ranks[i]->conn,
-                  (struct msg){.kind = MSG_FORM,
-                               .form = {
-                                   .replica = r->id,
-                                   .epoch = r->epoch,
-                                   .model_dir = r->pool->set.model_dir,
-                                   .stages = r->pool->set.stages,
-                                   .tensor = r->pool->set.tensor,
-                                   .my_stage = i / r->pool->set.tensor,
-                                   .my_tensor = i % r->pool->set.tensor,
-                                   .transport = c->cfg.transport,
-                               }});
+        struct msg m = {.kind = MSG_FORM,
+                        .form = {
+                            .replica = r->id,
+                            .epoch = r->epoch,
+                            .model_dir = r->pool->set.model_dir,
+                            .stages = r->pool->set.stages,
+                            .tensor = r->pool->set.tensor,
+                            .my_stage = i / r->pool->set.tensor,
+                            .my_tensor = i % r->pool->set.tensor,
+                            .transport = c->cfg.transport,
+                        }};
+        sources_offer(c, &sources, r->ranks[i], r->id * r->pool->ranks_n + i, &m.form);
+        core_send(c, r->ranks[i]->conn, m);
     }
 }
 
@@ -259,6 +261,7 @@ void replica_formed(struct coord *c, struct member *m, const struct msg_formed *
     m->holds = true;
     m->held_replica = r->id;
     m->held_rank = m->rank;
+    sources_note(m, f);
     r->fingerprint = f->fingerprint;
     if (m->rank == 0) {
         r->max_seqs = f->max_seqs;

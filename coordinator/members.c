@@ -119,6 +119,7 @@ static void member_free(struct coord *c, struct member *m)
     free(m->host);
     free(m->backend);
     free(m->fault);
+    sources_forget(m);
     free(m);
 }
 
@@ -231,6 +232,7 @@ static void member_join(struct coord *c, struct member *m, uint64_t conn, const 
 {
     if (m->incarnation != h->incarnation) { // a new process: nothing is in its memory
         m->holds = false;
+        sources_forget(m);
         m->faults = 0;
     }
     m->incarnation = h->incarnation;

@@ -68,6 +68,8 @@ void coord_each_node(const struct coord *c, bool (*fn)(void *arg, const struct c
             .tensor = m->replica ? m->rank % m->replica->pool->set.tensor : 0,
             .heartbeat_age_us = c->now_us - m->heartbeat_us,
             .heartbeat = m->heartbeat,
+            .gives_weights = m->weights.shm || m->weights.tcp || m->weights.verbs,
+            .weights = m->loaded,
             .joins = m->joins,
             .faults = m->faults,
             .fault = m->fault ? m->fault : "",

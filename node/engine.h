@@ -21,6 +21,8 @@ struct engine_formed {
     uint32_t vocab;     // token ids are 0 .. vocab-1
     uint32_t transport; // enum transport_choice in use; AUTO: the replica is one rank
     uint32_t pipeline;  // plans that may be under way at once (the number of stages)
+    struct rank_addresses weights; // as in msg_formed; borrowed until the next engine_poll
+    struct weights_figures loaded;
 };
 
 enum engine_event_kind {

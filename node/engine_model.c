@@ -19,7 +19,7 @@ struct engine_model {
     struct worker_event event_pool[WORKER_EVENTS];
     struct worker_event *polled; // given to the owner, back in the ring at the next poll
     uint64_t void_epoch;         // events of this epoch and older ones are not reported any more
-    char *bind;
+    char *bind, *models_dir;
 };
 
 static struct engine_model *model_of(struct engine *e)
@@ -194,6 +194,7 @@ static void model_free(struct engine_model *m)
     pthread_cond_destroy(&w->posted);
     pthread_mutex_destroy(&w->lock);
     free(m->bind);
+    free(m->models_dir);
     free(m);
 }
 
@@ -288,6 +289,8 @@ struct engine *engine_model_create(const struct engine_model_config *config,
     m->bind = mem_strdup(config->bind ? config->bind : "127.0.0.1");
     m->worker.config = *config;
     m->worker.config.bind = m->bind;
+    m->models_dir = config->models_dir ? mem_strdup(config->models_dir) : NULL;
+    m->worker.config.models_dir = m->models_dir;
     m->worker.wake = wake;
     m->worker.wake_arg = arg;
     init_worker(m);

@@ -7,6 +7,8 @@
 #include "node/engine.h"
 #include "node/model/source.h"
 
+enum weights_from { WEIGHTS_AUTO, WEIGHTS_DISK, WEIGHTS_PEER }; // see node/worker_weights.c
+
 struct engine_model_config {
     enum kern_backend backend;
     int threads;       // CPU: 0 = all that this process may use
@@ -22,6 +24,9 @@ struct engine_model_config {
     uint32_t spin_us;               // how long a waiting worker polls before it sleeps
     bool random_weights;            // made from the folder's config.json; no weights are read
     enum model_precision precision; // of random weights
+    enum weights_from weights;
+    const char *models_dir; // where this host has the models' folders; copied. NULL: as told
+    uint32_t serve_weights_mib; // MiB/s that nodes which start may read of this one's; 0 = none
     const char *fault_file;         // see node/fault_file.h; borrowed; NULL = none
 };
 

@@ -12,7 +12,7 @@
 // Pointers, so that an absent key can be told from a zero.
 struct node_numbers {
     int64_t *device, *threads, *max_seqs, *max_rows, *context, *kv_tokens, *block_tokens,
-        *prefill_chunk;
+        *prefill_chunk, *serve_weights_mib;
     int64_t *mock_step_us, *mock_row_us, *mock_vocab;
 };
 struct node_yaml {
@@ -34,7 +34,8 @@ static const cyaml_schema_field_t fields[] = {
     NUMBER(device),       NUMBER(threads),       NUMBER(max_seqs),
     NUMBER(max_rows),     NUMBER(context),       NUMBER(kv_tokens),
     NUMBER(block_tokens), NUMBER(prefill_chunk), NUMBER(mock_step_us),
-    NUMBER(mock_row_us),  NUMBER(mock_vocab),    CYAML_FIELD_END,
+    NUMBER(mock_row_us),  NUMBER(mock_vocab),    TEXT(weights),
+    TEXT(models_dir),     NUMBER(serve_weights_mib), CYAML_FIELD_END,
 };
 static const cyaml_schema_value_t schema = {
     CYAML_VALUE_MAPPING(CYAML_FLAG_POINTER, struct node_yaml, fields),
@@ -46,11 +47,13 @@ void node_file_default(struct node_file *f)
         .coordinator = mem_strdup("127.0.0.1:7070"),
         .backend = mem_strdup("cpu"),
         .engine = mem_strdup("model"),
+        .weights = mem_strdup("auto"),
         .bind = mem_strdup("127.0.0.1"),
         .max_seqs = 32,
         .max_rows = 512,
         .block_tokens = 32,
         .prefill_chunk = 128,
+        .serve_weights_mib = 1024,
         .mock_step_us = 1000,
         .mock_row_us = 10,
         .mock_vocab = 4096,
@@ -87,6 +90,8 @@ enum status node_file_load(const char *path, struct node_file *f, struct errmsg 
     take_text(&f->bind, &y->text.bind);
     take_text(&f->rdma, &y->text.rdma);
     take_text(&f->cluster_key, &y->text.cluster_key);
+    take_text(&f->weights, &y->text.weights);
+    take_text(&f->models_dir, &y->text.models_dir);
     take_number(&f->device, y->number.device);
     take_number(&f->threads, y->number.threads);
     take_number(&f->max_seqs, y->number.max_seqs);
@@ -95,6 +100,7 @@ enum status node_file_load(const char *path, struct node_file *f, struct errmsg 
     take_number(&f->kv_tokens, y->number.kv_tokens);
     take_number(&f->block_tokens, y->number.block_tokens);
     take_number(&f->prefill_chunk, y->number.prefill_chunk);
+    take_number(&f->serve_weights_mib, y->number.serve_weights_mib);
     take_number(&f->mock_step_us, y->number.mock_step_us);
     take_number(&f->mock_row_us, y->number.mock_row_us);
     take_number(&f->mock_vocab, y->number.mock_vocab);
@@ -124,6 +130,7 @@ enum status node_file_check(const struct node_file *f, struct errmsg *e)
         {"kv_tokens", f->kv_tokens, 0, INT64_C(1) << 32},
         {"block_tokens", f->block_tokens, 1, 1024},
         {"prefill_chunk", f->prefill_chunk, 1, 65536},
+        {"serve_weights_mib", f->serve_weights_mib, 0, 1 << 20},
         {"mock_step_us", f->mock_step_us, 0, 60 * 1000000},
         {"mock_row_us", f->mock_row_us, 0, 1000000},
         {"mock_vocab", f->mock_vocab, 2, LIMIT_VOCAB},
@@ -139,6 +146,9 @@ enum status node_file_check(const struct node_file *f, struct errmsg *e)
     if (!one_of(f->engine, (const char *const[]){"model", "mock", NULL}))
         return errmsg_set(e, STATUS_BAD_CONFIG, "engine: '%s' is neither model nor mock",
                           f->engine);
+    if (!one_of(f->weights, (const char *const[]){"auto", "disk", "peer", NULL}))
+        return errmsg_set(e, STATUS_BAD_CONFIG, "weights: '%s' is none of auto, disk, peer",
+                          f->weights);
     if (f->random_weights &&
         !one_of(f->random_weights, (const char *const[]){"published", "bf16", "fp8", "int8", NULL}))
         return errmsg_set(e, STATUS_BAD_CONFIG,
@@ -158,6 +168,8 @@ void node_file_finish(struct node_file *f)
     free(f->bind);
     free(f->rdma);
     free(f->cluster_key);
+    free(f->weights);
+    free(f->models_dir);
     free(f->fault_file);
     *f = (struct node_file){0};
 }

@@ -16,6 +16,8 @@ struct node_file {
     char *random_weights;  // NULL = those of the model folder; "published", "bf16", "fp8", "int8"
     char *cluster_key;     // file that this cluster's processes know; NULL = none is asked for
     char *rdma;            // "auto", "off" or addresses (node/rails.h); NULL = auto
+    char *weights;         // "auto", "disk", "peer": where they are read
+    char *models_dir;      // where this host has the models' folders; NULL = as the coordinator says
     char *bind;            // address that other ranks reach us at over TCP; "127.0.0.1"
     int64_t device;        // which GPU; for backend cuda
     int64_t threads;       // 0 = all cores this process may use
@@ -24,6 +26,7 @@ struct node_file {
     int64_t context;       // longest sequence served; 0 = what the model allows
     int64_t kv_tokens;     // tokens that the KV cache holds; 0 = 4 full contexts, at most 2 GiB
     int64_t block_tokens;  // tokens of a KV block
+    int64_t serve_weights_mib; // MiB/s that starting nodes may read of this one's model; 0 = none
     int64_t prefill_chunk; // prompt rows of a step while others decode
     int64_t mock_step_us, mock_row_us; // time of the mock's steps
     char *

@@ -129,7 +129,8 @@ void node_on_formed(struct node *n, const struct engine_formed *f)
     node_trace(n, "r%" PRIu64 "/e%" PRIu64 " ready", n->replica, n->epoch);
     struct msg *m = node_send(n, MSG_FORMED);
     m->formed = (struct msg_formed){
-        .replica = n->replica, .epoch = n->epoch, .text = "", .fingerprint = f->fingerprint};
+        .replica = n->replica, .epoch = n->epoch, .text = "", .fingerprint = f->fingerprint,
+        .weights = f->weights, .loaded = f->loaded};
     if (n->batch == NULL)
         return;
     m->formed.max_seqs = batch_slots(n->batch);

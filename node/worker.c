@@ -66,6 +66,8 @@ static void report_formed(struct worker *w, enum status status, const char *text
         f->max_seqs = w->config.max_seqs;
         f->vocab = (uint32_t)s->shard->config.vocab;
         f->pipeline = s->form.stages;
+        f->weights = worker_weights_addresses(w);
+        f->loaded = s->loaded;
     }
     worker_event_post(w, x);
 }
@@ -158,126 +160,6 @@ void worker_unlink(struct worker *w)
     s->phase = WORKER_IDLE;
 }
 
-static struct model_source source_of(const struct worker *w, const char *dir)
-{
-    return (struct model_source){
-        .dir = dir, .random = w->config.random_weights, .precision = w->config.precision};
-}
-
-static bool same_shard(const struct worker_state *s, const struct msg_form *f)
-{
-    return s->shard && !strcmp(s->shard_dir, f->model_dir) &&
-           s->shard->rank.stage == (int)f->my_stage && s->shard->rank.stages == (int)f->stages &&
-           s->shard->rank.tensor == (int)f->my_tensor && s->shard->rank.tensors == (int)f->tensor;
-}
-
-// Somebody may have put another model into the folder: what is kept must not stand in the way of
-// ranks that were started since. A folder that cannot be read at the moment is no reason to drop
-// weights that are good.
-static bool shard_outdated(const struct worker *w, struct worker_state *s)
-{
-    uint64_t stamp = model_folder_stamp(s->shard_dir), fingerprint;
-    if (stamp == s->shard_stamp)
-        return false;
-    struct errmsg e = {0};
-    const struct model_source source = source_of(w, s->shard_dir);
-    if (model_source_fingerprint(&source, &fingerprint, &e) != STATUS_OK) {
-        log_warn("the model folder has changed, the weights in memory are kept: %s", e.text);
-        return false;
-    }
-    s->shard_stamp = stamp;
-    if (fingerprint == s->shard->fingerprint)
-        return false;
-    log_warn("another model is in %s now: loading it", s->shard_dir);
-    return true;
-}
-
-static void report_loading(void *arg, size_t done, size_t total)
-{
-    struct worker *w = arg;
-    struct worker_state *s = w->state;
-    int tenth = total ? (int)(done * 10 / total) : 10;
-    if (tenth == s->load_tenth)
-        return;
-    s->load_tenth = tenth;
-    if (total > (256u << 20)) // small models are there at once
-        log_info("loading weights: %d%% of %zu MiB", tenth * 10, total >> 20);
-}
-
-// Blocks of the KV pool: the same number on every rank of the replica, so it is reckoned from the
-// whole model and never from this rank's share of layers.
-static enum status size_pool(const struct worker *w, const struct msg_form *f,
-                             uint32_t *context_out, uint32_t *blocks_out, struct errmsg *e)
-{
-    struct model_config config;
-    struct model_plan plan;
-    struct model_rank rank = {.stage = 0,
-                              .stages = (int)f->stages,
-                              .tensor = (int)f->my_tensor,
-                              .tensors = (int)f->tensor};
-    enum status rc = model_config_load(f->model_dir, &config, e);
-    if (rc == STATUS_OK)
-        rc = model_plan_make(&config, &rank, &plan, e);
-    if (rc != STATUS_OK)
-        return rc;
-    uint32_t context = (uint32_t)config.context, block = w->config.block_tokens;
-    if (w->config.context && w->config.context < context)
-        context = w->config.context;
-    uint64_t tokens = w->config.kv_tokens;
-    if (!tokens) {
-        uint64_t token_bytes = (uint64_t)plan.kv_width * 4 * (uint64_t)config.layers;
-        uint64_t fits = (UINT64_C(2) << 30) / token_bytes;
-        tokens = 4 * (uint64_t)context;
-        tokens = fits < tokens ? fits : tokens;
-    }
-    uint64_t blocks = (tokens + block - 1) / block;
-    if (!blocks || blocks > INT32_MAX / 2)
-        return errmsg_set(e, STATUS_BAD_CONFIG, "kv_tokens: %" PRIu64 " make %" PRIu64 " blocks",
-                          tokens, blocks);
-    *context_out = context;
-    *blocks_out = (uint32_t)blocks;
-    return STATUS_OK;
-}
-
-static enum status load_shard(struct worker *w, const struct msg_form *f, struct errmsg *e)
-{
-    struct worker_state *s = w->state;
-    if (same_shard(s, f) && !shard_outdated(w, s))
-        return STATUS_OK;
-    model_shard_close(s->shard);
-    s->shard = NULL;
-    free(s->shard_dir);
-    s->shard_dir = NULL;
-
-    uint32_t context = 0, blocks = 0;
-    enum status rc = size_pool(w, f, &context, &blocks, e);
-    if (rc != STATUS_OK)
-        return rc;
-    s->load_tenth = -1;
-    s->shard_stamp = model_folder_stamp(f->model_dir);
-    struct model_shard_args args = {
-        .source = source_of(w, f->model_dir),
-        .rank = {.stage = (int)f->my_stage,
-                 .stages = (int)f->stages,
-                 .tensor = (int)f->my_tensor,
-                 .tensors = (int)f->tensor},
-        .kern = s->kern,
-        .max_context = (int)context,
-        .max_rows = (int)w->config.max_rows,
-        .max_seqs = (int)w->config.max_seqs,
-        .block_tokens = (int)w->config.block_tokens,
-        .kv_blocks = (int)blocks,
-        .progress = {.report = report_loading, .arg = w},
-    };
-    rc = model_shard_open(&args, &s->shard, e);
-    if (rc != STATUS_OK) {
-        s->shard = NULL;
-        return rc;
-    }
-    s->shard_dir = mem_strdup(f->model_dir);
-    return STATUS_OK;
-}
-
 static void take_form(struct worker *w, const struct msg_form *f)
 {
     struct worker_state *s = w->state;
@@ -285,7 +167,7 @@ static void take_form(struct worker *w, const struct msg_form *f)
     s->form = *f;
     s->form.model_dir = NULL; // not ours to keep
     struct errmsg e = {0};
-    enum status rc = load_shard(w, f, &e);
+    enum status rc = worker_weights_load(w, f, &e);
     if (rc != STATUS_OK) {
         report_formed(w, rc, e.text);
         return;
@@ -553,8 +435,7 @@ static void close_state(struct worker *w)
 {
     struct worker_state *s = w->state;
     worker_unlink(w);
-    model_shard_close(s->shard);
-    free(s->shard_dir);
+    worker_weights_finish(w);
     worker_step_finish(s);
     kern_close(s->kern);
     free(s);

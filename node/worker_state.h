@@ -1,4 +1,5 @@
-// What the worker's two files share: worker.c forms and links, worker_step.c computes.
+// What the worker's files share: worker.c forms and links, worker_weights.c loads the shard,
+// worker_step.c computes, worker_hidden.c passes hidden states on.
 #pragma once
 
 #include "kernels/cuda_comm.h"
@@ -42,6 +43,9 @@ struct worker_state {
     char *shard_dir;
     uint64_t shard_stamp; // of the folder when the shard was last known to be what is in it
     int load_tenth;
+    struct weights_figures loaded; // of the shard
+    struct pull_server *server;    // gives the folder's files to other nodes; NULL: never had any
+    bool serves;                   // them now
     struct msg_form form; // of the current epoch; model_dir is not kept
 
     // The group. NULL where this rank has no such lane; hub NULL when the replica is one rank.
@@ -77,6 +81,12 @@ void worker_event_post(struct worker *w, struct worker_event *x);
 void worker_report_fault(struct worker *w, enum status status, const char *text, int rank);
 void worker_unlink(struct worker *w);
 struct slots_config worker_limits(const struct worker *w);
+
+// worker_weights.c: the shard of a form, kept when it is in memory already.
+STATUS_MUST_USE enum status worker_weights_load(struct worker *w, const struct msg_form *f,
+                                                struct errmsg *e);
+struct rank_addresses worker_weights_addresses(const struct worker *w);
+void worker_weights_finish(struct worker *w);
 
 // worker_hidden.c: what goes from stage to stage.
 enum status worker_hidden_open(struct worker *w, struct errmsg *e); // lanes; before connecting

@@ -137,6 +137,20 @@ static void pack_transfer(struct packer *p, const int32_t **tokens, uint32_t n,
     peer->members = pack_members(p, peer->members, peer->members_n);
 }
 
+static void pack_sources(struct packer *p, struct msg_form *f)
+{
+    const struct weight_source *from = f->sources;
+    struct weight_source *to = (void *)pack(p, from, f->sources_n * sizeof *from);
+    for (uint32_t i = 0; i < f->sources_n; i++) {
+        struct weight_source copy = from[i];
+        copy.name = pack_str(p, copy.name);
+        pack_addresses(p, &copy.addresses);
+        if (p->base)
+            to[i] = copy;
+    }
+    f->sources = to;
+}
+
 static struct msg *pack_msg(struct packer *p, const struct msg *m)
 {
     struct msg copy = *m;
@@ -147,6 +161,7 @@ static struct msg *pack_msg(struct packer *p, const struct msg *m)
         break;
     case MSG_FORMED:
         copy.formed.text = pack_str(p, m->formed.text);
+        pack_addresses(p, &copy.formed.weights);
         break;
     case MSG_TOKENS:
         pack_tokens(p, &copy.tokens);
@@ -156,6 +171,7 @@ static struct msg *pack_msg(struct packer *p, const struct msg *m)
         break;
     case MSG_FORM:
         copy.form.model_dir = pack_str(p, m->form.model_dir);
+        pack_sources(p, &copy.form);
         break;
     case MSG_PREPARED:
         pack_addresses(p, &copy.prepared.addresses);

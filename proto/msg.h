@@ -163,18 +163,30 @@ struct msg_heartbeat {
 enum transport_choice { TRANSPORT_AUTO, TRANSPORT_SHM, TRANSPORT_TCP, TRANSPORT_VERBS };
 const char *transport_choice_name(enum transport_choice t); // "auto", "shm", "tcp", "verbs"
 
+// "" = does not offer this transport. Printable; at most LIMIT_ADDR - 1 bytes, verbs
+// LIMIT_RAIL_ADDRS - 1: one for each rail, with commas between them, "" for one that rests.
+struct rank_addresses {
+    const char *shm, *tcp, *verbs;
+};
+
+// A node whose model files can be read over xport (node/pull.h). addresses.shm is "" when it is on
+// another host than the node that is told of it.
+enum { MSG_WEIGHT_SOURCES = 8 };
+struct weight_source {
+    const char *name;
+    struct rank_addresses addresses;
+};
+
 struct msg_form {
     uint64_t replica, epoch;
     const char *model_dir;
     uint32_t stages, tensor;      // of the replica
     uint32_t my_stage, my_tensor; // of this node
     uint32_t transport;           // enum transport_choice
-};
-
-// "" = does not offer this transport. Printable; at most LIMIT_ADDR - 1 bytes, verbs
-// LIMIT_RAIL_ADDRS - 1: one for each rail, with commas between them, "" for one that rests.
-struct rank_addresses {
-    const char *shm, *tcp, *verbs;
+    // Nodes that have the model with this fingerprint, and give it; the first ones first. 0: none.
+    const struct weight_source *sources;
+    uint32_t sources_n; // at most MSG_WEIGHT_SOURCES
+    uint64_t fingerprint;
 };
 
 struct msg_prepared {
@@ -195,6 +207,15 @@ struct msg_link {
     uint32_t members_n;
 };
 
+// How the weights in memory came there.
+struct weights_figures {
+    uint64_t peer_bytes, disk_bytes; // as in the files; 0, 0: random weights
+    uint32_t ms;
+    uint32_t again; // chunks asked of a second source, or of the same one again
+    uint32_t bad;   // answers with a wrong checksum, size or place
+    uint32_t lost;  // sources given up on the way
+};
+
 struct msg_formed {
     uint64_t replica, epoch;
     enum status status;   // OK = ready
@@ -205,6 +226,9 @@ struct msg_formed {
     uint32_t max_context; // tokens of one sequence
     uint32_t kv_blocks, block_tokens;
     uint32_t transport; // enum transport_choice that the ranks use; AUTO: there is one rank
+    // every rank
+    struct rank_addresses weights; // where other nodes may read the model's files; "" = nowhere
+    struct weights_figures loaded;
 };
 
 struct msg_tokens {

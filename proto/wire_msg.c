@@ -170,6 +170,20 @@ static bool write_formed(struct wire_arena *a, const struct msg *m, union pb *u)
     u->formed.kv_blocks = f->kv_blocks;
     u->formed.block_tokens = f->block_tokens;
     u->formed.transport = f->transport;
+    Hadal__Addresses *weights = wire_arena_alloc(a, sizeof *weights);
+    Hadal__WeightsLoaded *loaded = wire_arena_alloc(a, sizeof *loaded);
+    if (!weights || !loaded)
+        return false;
+    wire_write_addresses(&f->weights, weights);
+    hadal__weights_loaded__init(loaded);
+    loaded->peer_bytes = f->loaded.peer_bytes;
+    loaded->disk_bytes = f->loaded.disk_bytes;
+    loaded->ms = f->loaded.ms;
+    loaded->again = f->loaded.again;
+    loaded->bad = f->loaded.bad;
+    loaded->lost = f->loaded.lost;
+    u->formed.weights = weights;
+    u->formed.loaded = loaded;
     return true;
 }
 
@@ -192,6 +206,16 @@ static void read_formed(struct wire_check *c, const union pb *u, struct msg *m)
                                     .kv_blocks = p->kv_blocks,
                                     .block_tokens = p->block_tokens,
                                     .transport = p->transport};
+    if (p->loaded)
+        m->formed.loaded = (struct weights_figures){.peer_bytes = p->loaded->peer_bytes,
+                                                    .disk_bytes = p->loaded->disk_bytes,
+                                                    .ms = p->loaded->ms,
+                                                    .again = p->loaded->again,
+                                                    .bad = p->loaded->bad,
+                                                    .lost = p->loaded->lost};
+    m->formed.weights = (struct rank_addresses){"", "", ""};
+    if (p->weights)
+        wire_read_addresses(c, p->weights, &m->formed.weights);
 }
 
 static bool write_token(struct wire_arena *a, const struct token_out *t, Hadal__TokenOut *pb)
@@ -336,6 +360,23 @@ static bool write_form(struct wire_arena *a, const struct msg *m, union pb *u)
     u->form.my_stage = f->my_stage;
     u->form.my_tensor = f->my_tensor;
     u->form.transport = f->transport;
+    u->form.fingerprint = f->fingerprint;
+    struct source_pb {
+        Hadal__WeightSource source;
+        Hadal__Addresses addresses;
+    } *pbs = wire_arena_alloc(a, f->sources_n * sizeof *pbs);
+    Hadal__WeightSource **list = wire_arena_alloc(a, f->sources_n * sizeof *list);
+    if (!list || !pbs)
+        return false;
+    for (uint32_t i = 0; i < f->sources_n; i++) {
+        list[i] = &pbs[i].source;
+        hadal__weight_source__init(list[i]);
+        wire_write_addresses(&f->sources[i].addresses, &pbs[i].addresses);
+        list[i]->name = str(f->sources[i].name);
+        list[i]->addresses = &pbs[i].addresses;
+    }
+    u->form.n_sources = f->sources_n;
+    u->form.sources = list;
     return true;
 }
 
@@ -358,7 +399,19 @@ static void read_form(struct wire_check *c, const union pb *u, struct msg *m)
                                 .tensor = p->tensor,
                                 .my_stage = p->my_stage,
                                 .my_tensor = p->my_tensor,
-                                .transport = p->transport};
+                                .transport = p->transport,
+                                .fingerprint = p->fingerprint};
+    wire_check_range(c, "sources", p->n_sources, 0, MSG_WEIGHT_SOURCES);
+    if (c->status || !p->n_sources)
+        return;
+    struct weight_source *sources = wire_alloc(c, p->n_sources, sizeof *sources);
+    for (uint32_t i = 0; sources && i < p->n_sources && !c->status; i++) {
+        wire_check_name(c, "sources.name", p->sources[i]->name);
+        sources[i].name = p->sources[i]->name;
+        wire_read_addresses(c, p->sources[i]->addresses, &sources[i].addresses);
+    }
+    m->form.sources = sources;
+    m->form.sources_n = (uint32_t)p->n_sources;
 }
 
 static bool write_prepared(struct wire_arena *a, const struct msg *m, union pb *u)

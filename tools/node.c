@@ -17,8 +17,9 @@
 
 struct options {
     const char *config, *name, *coordinator, *host, *backend, *engine, *bind, *random_weights,
-        *fault_file, *cluster_key, *rdma;
-    int64_t device, threads, max_seqs, max_rows, context, kv_tokens, block_tokens, prefill_chunk;
+        *fault_file, *cluster_key, *rdma, *weights, *models_dir;
+    int64_t device, threads, max_seqs, max_rows, context, kv_tokens, block_tokens, prefill_chunk,
+        serve_weights_mib;
     int64_t mock_step_us, mock_row_us, mock_vocab;
 };
 
@@ -50,6 +51,14 @@ static int parse(struct options *o, int argc, char **argv)
         {"--random-weights", CMDLINE_CHOICE, &o->random_weights, "P",
          .help = "made from the folder's config.json in this precision; for measuring",
          .choices = "published|bf16|fp8|int8"},
+        {"--weights", CMDLINE_CHOICE, &o->weights, "FROM",
+         .help = "the model folder, other nodes, or whichever is there or faster; default auto",
+         .choices = "auto|disk|peer"},
+        {"--models-dir", CMDLINE_STRING, &o->models_dir, "DIR",
+         .help = "where the models' folders are here; default: as the coordinator says"},
+        {"--serve-weights-mib", CMDLINE_INT, &o->serve_weights_mib, "N",
+         .help = "MiB/s of the model given to nodes that start; 0: none; default 1024",
+         .max = 1 << 20},
         {"--bind", CMDLINE_STRING, &o->bind, "ADDRESS",
          .help = "where ranks of other hosts reach this one; default 127.0.0.1"},
         {"--rdma", CMDLINE_STRING, &o->rdma, "RAILS",
@@ -102,6 +111,8 @@ static void apply(const struct options *o, struct node_file *f)
     cmdline_override(&f->rdma, o->rdma);
     cmdline_override(&f->cluster_key, o->cluster_key);
     cmdline_override(&f->random_weights, o->random_weights);
+    cmdline_override(&f->weights, o->weights);
+    cmdline_override(&f->models_dir, o->models_dir);
     override_number(&f->device, o->device);
     cmdline_override(&f->fault_file, o->fault_file);
     override_number(&f->threads, o->threads);
@@ -111,6 +122,7 @@ static void apply(const struct options *o, struct node_file *f)
     override_number(&f->kv_tokens, o->kv_tokens);
     override_number(&f->block_tokens, o->block_tokens);
     override_number(&f->prefill_chunk, o->prefill_chunk);
+    override_number(&f->serve_weights_mib, o->serve_weights_mib);
     override_number(&f->mock_step_us, o->mock_step_us);
     override_number(&f->mock_row_us, o->mock_row_us);
     override_number(&f->mock_vocab, o->mock_vocab);
@@ -142,6 +154,11 @@ static struct engine *create_model(void *user, void (*wake)(void *), void *arg, 
         .kv_tokens = (uint64_t)f->kv_tokens,
         .block_tokens = (uint32_t)f->block_tokens,
         .fault_file = f->fault_file,
+        .weights = !strcmp(f->weights, "disk")   ? WEIGHTS_DISK
+                   : !strcmp(f->weights, "peer") ? WEIGHTS_PEER
+                                                 : WEIGHTS_AUTO,
+        .models_dir = f->models_dir,
+        .serve_weights_mib = (uint32_t)f->serve_weights_mib,
         .spin_us = 10,
         .random_weights = f->random_weights != NULL,
     };
@@ -203,6 +220,7 @@ int cmd_node(int argc, char **argv)
                         .kv_tokens = -1,
                         .block_tokens = -1,
                         .prefill_chunk = -1,
+                        .serve_weights_mib = -1,
                         .mock_step_us = -1,
                         .mock_row_us = -1,
                         .mock_vocab = -1};

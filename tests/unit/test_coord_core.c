@@ -1172,9 +1172,99 @@ static void test_heartbeat_channel(void **state)
     coord_destroy(g.c);
 }
 
+// ---- weights from other nodes
+
+static struct msg_formed giving(uint64_t replica, uint64_t epoch, uint64_t fingerprint)
+{
+    struct msg_formed f = fine(replica, epoch);
+    f.fingerprint = fingerprint;
+    f.weights = (struct rank_addresses){"shm", "tcp", ""};
+    return f;
+}
+
+static void hello_on(struct rig *g, uint64_t conn, const char *name, const char *host)
+{
+    struct msg m = {.kind = MSG_HELLO,
+                    .hello = {.version = MSG_VERSION,
+                              .name = name,
+                              .incarnation = conn,
+                              .host = host,
+                              .backend = "mock"}};
+    step(g, &(struct coord_event){.kind = COORD_NODE_UP, .node = {conn, &m}});
+}
+
+static void test_weight_sources(void **state)
+{
+    struct rig g;
+    struct coord_config k = small_config();
+    k.replicas = 4;
+    rig_init(&g, &k);
+    hello_on(&g, 1, "a", "here");
+    assert_int_equal(sent(&g, MSG_FORM)->form.sources_n, 0); // nobody has them yet
+    prepared(&g, 1, 1, 1);
+    formed(&g, 1, giving(1, 1, 7));
+    hello_on(&g, 2, "b", "here");
+    const struct msg_form *f = &sent(&g, MSG_FORM)->form;
+    assert_int_equal(f->sources_n, 1);
+    assert_int_equal(f->fingerprint, 7);
+    assert_string_equal(f->sources[0].name, "a");
+    assert_string_equal(f->sources[0].addresses.shm, "shm");
+    prepared(&g, 2, 2, 2);
+    formed(&g, 2, fine(2, 2)); // has them, gives none
+    hello_on(&g, 3, "c", "there");
+    f = &sent(&g, MSG_FORM)->form;
+    assert_int_equal(f->sources_n, 1);
+    assert_string_equal(f->sources[0].addresses.shm, ""); // of another host
+    assert_string_equal(f->sources[0].addresses.tcp, "tcp");
+    prepared(&g, 3, 3, 3);
+    formed(&g, 3, giving(3, 3, 7));
+    // A lost one is no source, and when it comes back as a new process it has nothing.
+    down(&g, 1);
+    hello_on(&g, 4, "d", "here");
+    f = &sent(&g, MSG_FORM)->form;
+    assert_int_equal(f->sources_n, 1);
+    assert_string_equal(f->sources[0].name, "c");
+    down(&g, 3);
+    hello_on(&g, 5, "a", "here");
+    assert_int_equal(sent(&g, MSG_FORM)->form.sources_n, 0);
+    coord_destroy(g.c);
+}
+
+// At most as many as a message takes, each rank from another one on, of the served model only.
+static void test_weight_sources_spread(void **state)
+{
+    struct rig g;
+    struct coord_config k = small_config();
+    char name[8];
+    k.replicas = 14;
+    rig_init(&g, &k);
+    for (uint64_t i = 1; i <= 12; i++) {
+        snprintf(name, sizeof name, "n%d", (int)i);
+        hello_on(&g, i, name, "h");
+        prepared(&g, i, i, i);
+        formed(&g, i, giving(i, i, 7));
+    }
+    const char *first[2];
+    for (uint64_t i = 13; i <= 14; i++) {
+        snprintf(name, sizeof name, "n%d", (int)i);
+        hello_on(&g, i, name, "h");
+        const struct msg_form *f = &sent(&g, MSG_FORM)->form;
+        assert_int_equal(f->sources_n, MSG_WEIGHT_SOURCES);
+        static char names[2][8];
+        snprintf(names[i - 13], sizeof names[0], "%s", f->sources[0].name);
+        first[i - 13] = names[i - 13];
+        for (uint32_t s = 0; s < f->sources_n; s++)
+            assert_string_not_equal(f->sources[s].name, name);
+    }
+    assert_string_not_equal(first[0], first[1]);
+    coord_destroy(g.c);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_weight_sources),
+        cmocka_unit_test(test_weight_sources_spread),
         cmocka_unit_test(test_config_refused),
         cmocka_unit_test(test_hello_table),
         cmocka_unit_test(test_same_name),

@@ -37,6 +37,8 @@ static const struct sampling sampling = {.seed = UINT64_MAX,
 
 static const struct kv_peer kv_target = {7, 8, 2, 1, 9, 16, members, 2};
 static const struct kv_peer kv_source = {7, 8, 2, 1, 9, 16, NULL, 0};
+static const struct weight_source sources[] = {{"node-1", {"shm:a", "tcp:b", ""}},
+                                               {"node-2", {"", "", "verbs:c"}}};
 
 static const struct msg messages[] = {
     {.kind = MSG_HELLO, .hello = {MSG_VERSION, "node-1", 42, 1234, "host", "cpu", true}},
@@ -69,6 +71,14 @@ static const struct msg messages[] = {
      .heartbeat = {.steps = 3,
                    .gpu = {true, "NVIDIA H100", 100, 1ull << 36, 1ull << 37, 55, 700123, 1980, 7, 1,
                            79, 2, true, "XID 79, fell off the bus"}}},
+    {.kind = MSG_FORMED,
+     .formed = {.replica = 1,
+                .epoch = 2,
+                .text = "",
+                .fingerprint = 9,
+                .weights = {"shm:a", "tcp:b", ""},
+                .loaded = {1ull << 40, 1ull << 33, 5000, 3, 2, 1}}},
+    {.kind = MSG_FORM, .form = {1, 2, "/models/x", 2, 2, 1, 0, TRANSPORT_TCP, sources, 2, 77}},
 };
 enum { MESSAGES_N = sizeof messages / sizeof *messages };
 
@@ -324,6 +334,8 @@ static void test_broken_for_good(void **state)
 
 static void test_bad_messages(void **state)
 {
+    const struct weight_source many[MSG_WEIGHT_SOURCES + 1] = {{"a", {"", "", ""}}};
+    const struct weight_source nameless[] = {{"", {"", "", ""}}};
     const struct {
         struct msg m;
         enum status want;
@@ -355,6 +367,13 @@ static void test_bad_messages(void **state)
         {{.kind = MSG_FAULT, .fault = {.stage = 64}}, STATUS_LINK_PROTOCOL, "rank"},
         {{.kind = MSG_WELCOME}, STATUS_LINK_PROTOCOL, "heartbeat_ms"},
         {{.kind = MSG_FORM, .form = {.stages = 0, .tensor = 1}}, STATUS_LINK_PROTOCOL, "stages"},
+        {{.kind = MSG_FORM, .form = {.stages = 1, .tensor = 1, .sources = many, .sources_n = 9}},
+         STATUS_LINK_PROTOCOL,
+         "sources"},
+        {{.kind = MSG_FORM,
+          .form = {.stages = 1, .tensor = 1, .sources = nameless, .sources_n = 1}},
+         STATUS_LINK_PROTOCOL,
+         "sources.name"},
         {{.kind = MSG_FORM, .form = {.stages = 64, .tensor = 64}},
          STATUS_LINK_PROTOCOL,
          "64 x 64 ranks"},
