@@ -92,6 +92,7 @@ void batch_destroy(struct batch *b)
         return;
     list_destroy(b->waiting);
     list_destroy(b->running);
+    batch_leases_destroy(b);
     for (uint32_t i = 0; i < b->config.pipeline; i++)
         flight_finish(&b->flights[i]);
     kvpool_destroy(b->pool);
@@ -128,7 +129,7 @@ void batch_list_add(struct sequence **list, struct sequence *s)
         DL_APPEND(*list, s);
 }
 
-static struct sequence *find(const struct batch *b, uint64_t request)
+struct sequence *batch_find(const struct batch *b, uint64_t request)
 {
     struct sequence *s;
     DL_FOREACH(b->waiting, s)
@@ -142,7 +143,7 @@ static struct sequence *find(const struct batch *b, uint64_t request)
 
 bool batch_has(const struct batch *b, uint64_t request)
 {
-    return find(b, request) != NULL;
+    return batch_find(b, request) != NULL;
 }
 
 static enum status ids_check(const struct batch *b, const char *field, const int32_t *ids,
@@ -193,6 +194,13 @@ enum status batch_add(struct batch *b, const struct journal *j, struct errmsg *e
     return STATUS_OK;
 }
 
+void batch_prefill_only(struct batch *b, uint64_t request)
+{
+    struct sequence *s = batch_find(b, request);
+    assert(s != NULL);
+    s->prefill_only = true;
+}
+
 void batch_vacate(struct batch *b, struct sequence *s)
 {
     assert(s->state != SEQUENCE_WAITING && s->under_way == 0);
@@ -219,7 +227,7 @@ void batch_remove(struct batch *b, struct sequence *s)
 
 enum status batch_cancel(struct batch *b, uint64_t request)
 {
-    struct sequence *s = find(b, request);
+    struct sequence *s = batch_find(b, request);
     if (s == NULL)
         return STATUS_NOT_FOUND;
     if (s->under_way > 0) {
@@ -238,6 +246,7 @@ struct batch_load batch_load(const struct batch *b)
         .under_way = b->flights_n,
         .kv_blocks = b->config.kv_blocks,
         .kv_free = kvpool_available(b->pool),
+        .leases = b->leases_n,
         .preemptions = b->preemptions,
         .prefix_tokens = b->prefix_tokens,
     };
@@ -297,5 +306,6 @@ void batch_check(const struct batch *cb)
     }
     assert(waiting == b->waiting_n && running == b->running_n);
     assert(b->running_n + b->free_slots_n == b->slots && b->closes_n <= b->slots);
+    batch_leases_check(b);
     kvpool_check(b->pool, b->refs);
 }

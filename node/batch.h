@@ -21,6 +21,7 @@
 // Memory is taken at create and once per dispatched request; nothing per step or token.
 #pragma once
 
+#include "node/kvpool.h"
 #include "node/plan.h"
 
 struct batch;
@@ -67,9 +68,54 @@ struct batch_step {
 enum status batch_result(struct batch *b, const struct step_result *r, struct batch_step *out,
                          struct errmsg *e);
 
+// The request `batch_add` took leaves after its next token, as if it had ended.
+void batch_prefill_only(struct batch *b, uint64_t request);
+
+// ---- leases: blocks held for a transfer (batch_kv.c). The caller owns time and protocol.
+
+// Filled in and owned by the batch; read only outside.
+struct batch_lease {
+    struct batch_lease *prev, *next;
+    uint64_t transfer;
+    enum kv_role role;
+    uint64_t request;      // source
+    int32_t *tokens;       // [total * block_tokens]
+    uint32_t total;        // blocks of the chain
+    uint32_t *blocks;      // [total]
+    uint32_t blocks_n;     // held, from the first of the chain on. Target: all
+    uint32_t named;        // of them are in the prefix cache. Source: all
+    struct kv_chain chain; // at `named`
+};
+
+struct batch_lease_args {
+    uint64_t transfer, request;
+    const int32_t *tokens;
+    uint32_t tokens_n;
+};
+// BAD_REQUEST: no whole block, or more than a context; FULL: not enough blocks (target). The
+// target's first blocks may be in its prefix cache already: `named`.
+enum status batch_lease_target(struct batch *b, const struct batch_lease_args *args,
+                               struct batch_lease **out, struct errmsg *e);
+enum status batch_lease_source(struct batch *b, const struct batch_lease_args *args,
+                               struct batch_lease **out, struct errmsg *e);
+// Source: takes hold of what the prefix cache has of the chain by now. False: no more will come.
+bool batch_lease_fill(struct batch *b, struct batch_lease *l);
+// Target: blocks before place `n` hold what they should: names them.
+void batch_lease_publish(struct batch *b, struct batch_lease *l, uint32_t n);
+// Target: gives back what has no name.
+void batch_lease_trim(struct batch *b, struct batch_lease *l);
+// Some sequence uses the last named block as well.
+bool batch_lease_used(const struct batch *b, const struct batch_lease *l);
+// Gives all blocks back.
+void batch_lease_close(struct batch *b, struct batch_lease *l);
+// Since the last call, a sequence that nothing else stands in the way of could not get a block
+// while leases hold some.
+bool batch_starved(struct batch *b);
+
 struct batch_load {
     uint32_t running, waiting, under_way; // sequences, sequences, plans
     uint32_t kv_blocks, kv_free;
+    uint32_t leases;
     uint64_t preemptions, prefix_tokens; // since create
 };
 struct batch_load batch_load(const struct batch *b);

@@ -1,5 +1,6 @@
-// Shared by the three files of the batch scheduler: batch.c (life, dispatch, cancel, checks),
-// batch_plan.c (admission, preemption, plans) and batch_result.c (what came of a plan).
+// Shared by the files of the batch scheduler: batch.c (life, dispatch, cancel, checks),
+// batch_plan.c (admission, preemption, plans), batch_result.c (what came of a plan) and batch_kv.c
+// (blocks held for transfers).
 #pragma once
 
 #include "node/batch.h"
@@ -38,6 +39,10 @@ struct batch {
     struct logprob *tops;     // [slots][LIMIT_TOP_LOGPROBS]
     uint64_t *cancelled;      // [slots]
 
+    struct batch_lease *leases;
+    uint32_t leases_n;
+    bool starved;
+
     uint32_t *refs; // [kv_blocks], scratch of batch_check
     uint64_t preemptions, prefix_tokens;
 };
@@ -48,3 +53,10 @@ void batch_list_add(struct sequence **list, struct sequence *s);
 void batch_vacate(struct batch *b, struct sequence *s);
 // Takes it out of the batch and frees it.
 void batch_remove(struct batch *b, struct sequence *s);
+struct sequence *batch_find(const struct batch *b, uint64_t request); // NULL: not here
+// Blocks that admission leaves to those who run, so that it does not undo itself at once.
+uint32_t batch_headroom(const struct batch *b);
+
+// ---- batch_kv.c, for batch.c ----
+void batch_leases_destroy(struct batch *b);
+void batch_leases_check(struct batch *b); // adds their references to b->refs

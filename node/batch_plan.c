@@ -32,8 +32,7 @@ static struct prefix find_prefix(const struct batch *b, struct sequence *s)
     return f;
 }
 
-// Blocks that admission leaves to those who run, so that it does not undo itself at once.
-static uint32_t headroom(const struct batch *b)
+uint32_t batch_headroom(const struct batch *b)
 {
     return b->running_n > 0 ? b->config.kv_blocks / 64 : 0;
 }
@@ -72,8 +71,10 @@ static bool admit(struct batch *b, struct sequence *s)
     struct prefix f = find_prefix(b, s);
     uint32_t total = blocks_for(b, s->tokens_n);
     uint32_t available = kvpool_available(b->pool) - f.idle;
-    if (available < (uint64_t)(total - f.blocks) + headroom(b))
+    if (available < (uint64_t)(total - f.blocks) + batch_headroom(b)) {
+        b->starved |= b->running_n == 0 && b->leases_n > 0;
         return false;
+    }
     for (uint32_t i = 0; i < f.blocks; i++)
         kvpool_ref(b->pool, s->blocks[i]);
     s->blocks_n = f.blocks;
@@ -157,8 +158,10 @@ static bool grow(struct batch *b, struct sequence *s)
     uint32_t total = blocks_for(b, s->pos_sent + 1);
     while (s->blocks_n < total && !kvpool_take(b->pool, &s->blocks[s->blocks_n])) {
         struct sequence *victim = least(b);
-        if (victim == NULL || !sequence_before(s, victim))
+        if (victim == NULL || !sequence_before(s, victim)) {
+            b->starved |= b->leases_n > 0;
             return false;
+        }
         preempt(b, victim);
     }
     s->blocks_n = total > s->blocks_n ? total : s->blocks_n;

@@ -64,7 +64,7 @@ static const struct logprob *keep_top(struct batch *b, uint32_t at, const struct
     return top;
 }
 
-// True when the sequence ends with this token.
+// True when the sequence leaves with this token.
 static bool emit(struct batch *b, struct sequence *s, const struct step_sample *from,
                  struct batch_step *out)
 {
@@ -83,7 +83,7 @@ static bool emit(struct batch *b, struct sequence *s, const struct step_sample *
     out->tokens_n++;
     if (s->state == SEQUENCE_PREFILL)
         sequence_enter(s, SEQUENCE_DECODE);
-    return finish != FINISH_NONE;
+    return finish != FINISH_NONE || s->prefill_only;
 }
 
 static void entry_done(struct batch *b, struct sequence *s, const struct plan_entry *entry,

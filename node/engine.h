@@ -6,6 +6,7 @@
 // engine works on its own thread and wakes the owner through the `wake` callback.
 #pragma once
 
+#include "node/kv_move.h"
 #include "node/plan.h"
 
 struct engine;
@@ -23,12 +24,14 @@ struct engine_formed {
     uint32_t pipeline;  // plans that may be under way at once (the number of stages)
     struct rank_addresses weights; // as in msg_formed; borrowed until the next engine_poll
     struct weights_figures loaded;
+    bool moves_kv;      // takes orders of kv_move.h
 };
 
 enum engine_event_kind {
     ENGINE_PREPARED, // `addresses`: the shard is loaded, peers can connect; answer to form
     ENGINE_FORMED,   // `formed`: answer to link, or to form when that failed
     ENGINE_STEP,     // `result`: lead only; in the order submitted
+    ENGINE_KV,       // `kv`: lead only
     ENGINE_FAULT,    // `result.status`, suspect: the replica broke outside a step of ours
 };
 
@@ -36,8 +39,10 @@ struct engine_event {
     enum engine_event_kind kind;
     uint64_t replica, epoch;
     struct rank_addresses addresses; // borrowed until the next engine_poll
+    struct rank_addresses mover;     // PREPARED, the same; "" = takes no KV blocks that way
     struct engine_formed formed;
     struct step_result result; // samples are borrowed until the next engine_poll
+    struct kv_report kv;
 };
 
 enum { ENGINE_UUID_BYTES = 48 };
@@ -54,6 +59,8 @@ struct engine_ops {
     void (*dissolve)(struct engine *e, uint64_t epoch);
     // Lead only. Copied. STATUS_FULL: `pipeline` plans are under way.
     enum status (*submit)(struct engine *e, const struct step_plan *plan);
+    // Lead of a formed replica whose engine_formed says moves_kv. Copied.
+    void (*kv)(struct engine *e, const struct kv_order *order);
     // false: nothing to report.
     bool (*poll)(struct engine *e, struct engine_event *ev);
     // From any thread: where this rank is.

@@ -16,6 +16,7 @@
 #include "node/mock_alarm.h"
 #include "node/mock_cache.h"
 #include "node/mock_fabric.h"
+#include "node/mock_kv.h"
 
 // What this rank is in; poll gives the event that leads out of PREPARING and LINKING.
 enum phase { OUT, PREPARING, PREPARED, LINKING, LINKED };
@@ -45,8 +46,9 @@ struct mock {
     char address[64];
 
     struct mock_cache *cache; // lead, LINKED
-    struct flight *flights;   // ring [ring_n]
-    uint32_t ring_n;          // one more than under way: the samples of the last poll
+    struct mock_kv kv;
+    struct flight *flights; // ring [ring_n]
+    uint32_t ring_n;        // one more than under way: the samples of the last poll
     uint32_t flights_first, flights_n;
     uint64_t *stage_free_us; // [stages]
     uint64_t fail_step;
@@ -87,6 +89,9 @@ struct mock_config mock_config_default(void)
         .link_timeout_us = 10000000,
         .step_us = 2000,
         .row_us = 20,
+        .kv_setup_us = 300,
+        .kv_block_us = 50,
+        .kv_stop_us = 200,
         .detect_us = 20000,
     };
 }
@@ -120,7 +125,8 @@ static uint64_t next_due(const struct mock *m)
         return due < m->due_us ? due : m->due_us;
     if (step_counts(m) && m->flights[m->flights_first].due_us < due)
         due = m->flights[m->flights_first].due_us;
-    return due;
+    uint64_t kv_due = m->rank.group->broken ? UINT64_MAX : mock_kv_due(&m->kv);
+    return kv_due < due ? kv_due : due;
 }
 
 uint64_t engine_mock_next_due(const struct engine *e)
@@ -138,6 +144,7 @@ static void rearm(struct mock *m)
 static void rank_changed(struct mock_rank *r)
 {
     struct mock *m = (struct mock *)(void *)((char *)r - offsetof(struct mock, rank));
+    mock_kv_changed(&m->kv);
     m->wake(m->wake_ctx);
 }
 
@@ -189,6 +196,7 @@ static void drop_work(struct mock *m)
 
 static void leave(struct mock *m)
 {
+    mock_kv_leave(&m->kv);
     if (m->rank.group != NULL)
         mock_fabric_leave(&m->rank);
     drop_work(m);
@@ -237,6 +245,7 @@ static void start_work(struct mock *m)
     for (uint32_t i = 0; i < m->ring_n; i++)
         m->flights[i].samples = mem_zalloc(m->config.max_seqs, sizeof(struct step_sample));
     m->stage_free_us = mem_zalloc(m->rank.group->stages, sizeof *m->stage_free_us);
+    mock_kv_join(&m->kv, m->cache, m->replica, m->epoch);
 }
 
 static void formed_ok(struct mock *m, struct engine_formed *f)
@@ -249,6 +258,7 @@ static void formed_ok(struct mock *m, struct engine_formed *f)
     f->max_seqs = m->config.max_seqs;
     f->vocab = m->config.vocab;
     f->pipeline = m->pipeline;
+    f->moves_kv = m->own_fabric == NULL;
     m->phase = LINKED;
     if (is_lead(m))
         start_work(m);
@@ -276,6 +286,8 @@ static bool poll_preparing(struct mock *m, struct engine_event *ev)
     }
     ev->kind = ENGINE_PREPARED;
     ev->addresses = (struct rank_addresses){.shm = m->address, .tcp = "", .verbs = ""};
+    ev->mover = (struct rank_addresses){
+        .shm = m->own_fabric == NULL ? m->address : "", .tcp = "", .verbs = ""};
     m->phase = PREPARED;
     return true;
 }
@@ -395,9 +407,20 @@ static bool poll_linked(struct mock *m, struct engine_event *ev)
         report_step(m, ev);
     else if (now_us(m) >= broken_due(m))
         report_broken(m, ev);
+    else if (!m->rank.group->broken && mock_kv_poll(&m->kv, &ev->kv))
+        ev->kind = ENGINE_KV;
     else
         return false;
     return true;
+}
+
+static void mock_order(struct engine *e, const struct kv_order *order)
+{
+    struct mock *m = mock_of(e);
+    assert(m->own_fabric == NULL);
+    if (m->phase == LINKED) // else the group has broken, and the core does not know yet
+        mock_kv_order(&m->kv, order);
+    rearm(m);
 }
 
 static bool mock_poll(struct engine *e, struct engine_event *ev)
@@ -438,6 +461,7 @@ static const struct engine_ops mock_ops = {
     .link = mock_link,
     .dissolve = mock_dissolve,
     .submit = mock_submit,
+    .kv = mock_order,
     .poll = mock_poll,
     .progress = mock_progress,
     .destroy = mock_destroy,
@@ -451,6 +475,8 @@ static struct mock *create(const struct engine_mock_args *args, struct mock_fabr
     m->rank = (struct mock_rank){.fabric = fabric, .slow = 1, .changed = rank_changed};
     m->wake = args->wake;
     m->wake_ctx = args->wake_ctx;
+    m->kv = (struct mock_kv){
+        .rank = &m->rank, .config = &m->config, .wake = args->wake, .wake_ctx = args->wake_ctx};
     return m;
 }
 

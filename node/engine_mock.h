@@ -13,7 +13,8 @@
 //    none hangs. The simulator polls when engine_mock_next_due has come; `wake` tells it that the
 //    due time of an engine changed because of another one.
 //  * real time: engine_mock_create_real. Ranks are separate processes that do not see each other
-//    (the coordinator notices a dead one); a thread calls `wake` when poll has something.
+//    (the coordinator notices a dead one), and move no KV; a thread calls `wake` when poll has
+//    something.
 #pragma once
 
 #include "node/engine.h"
@@ -26,6 +27,9 @@ struct mock_config {
     uint64_t form_us;         // loading, until ENGINE_PREPARED
     uint64_t link_timeout_us; // ranks that have not called link by then: LINK_TIMEOUT
     uint64_t step_us, row_us; // time of one stage for a plan: step_us + rows * row_us
+    uint64_t kv_setup_us;     // until a transfer's ranks are ready, or connected
+    uint64_t kv_block_us;     // time of one block between replicas
+    uint64_t kv_stop_us;      // a stopped transfer still moves blocks for so long
     uint64_t detect_us;       // until a dead peer or cut link is noticed
 };
 struct mock_config mock_config_default(void);

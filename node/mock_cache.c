@@ -256,6 +256,16 @@ static struct step_sample sample(struct mock_cache *c, uint32_t at, uint64_t has
     return out;
 }
 
+void mock_cache_copy(struct mock_cache *c, uint32_t to, const struct mock_cache *from_cache,
+                     uint32_t from)
+{
+    size_t n = c->config.block_tokens;
+    assert(n == from_cache->config.block_tokens);
+    assert(to < c->config.kv_blocks && from < from_cache->config.kv_blocks);
+    assert(c->blocks[to].wrote_step <= c->returned);
+    memcpy(c->kv + to * n, from_cache->kv + from * n, n * sizeof *c->kv);
+}
+
 void mock_cache_lie(struct mock_cache *c, bool lies)
 {
     c->lies = lies;

@@ -16,6 +16,10 @@ enum status mock_cache_step(struct mock_cache *c, const struct step_plan *plan,
 // Steps up to this id have returned: what they wrote may be shared from now on.
 void mock_cache_returned(struct mock_cache *c, uint64_t step);
 
+// Block `to` of `c` becomes what block `from` of another cache is. No step under way may write it.
+void mock_cache_copy(struct mock_cache *c, uint32_t to, const struct mock_cache *from_cache,
+                     uint32_t from);
+
 // From now on the wrong token is sampled, and goes into the history.
 void mock_cache_lie(struct mock_cache *c, bool lies);
 

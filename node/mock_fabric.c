@@ -17,6 +17,7 @@ struct mock_fabric {
     struct mock_group *groups;
     struct cut *cuts;
     size_t cuts_n, cuts_cap;
+    struct mock_kv *kvs;
 };
 
 struct mock_fabric *mock_fabric_create(uint64_t (*now_us)(void *ctx), void *ctx)
@@ -39,6 +40,22 @@ void mock_fabric_destroy(struct mock_fabric *f)
 uint64_t mock_fabric_now(const struct mock_fabric *f)
 {
     return f->now_us(f->ctx);
+}
+
+struct mock_kv **mock_fabric_kvs(struct mock_fabric *f)
+{
+    return &f->kvs;
+}
+
+bool mock_fabric_groups_cut(const struct mock_rank *a, const struct mock_rank *b)
+{
+    const struct mock_fabric *f = a->fabric;
+    for (size_t i = 0; i < f->cuts_n; i++) {
+        const struct mock_group *x = f->cuts[i].a->group, *y = f->cuts[i].b->group;
+        if ((x == a->group && y == b->group) || (x == b->group && y == a->group))
+            return true;
+    }
+    return false;
 }
 
 static uint32_t ranks_n(const struct mock_group *g)
@@ -164,6 +181,8 @@ void mock_fabric_cut(struct mock_rank *a, struct mock_rank *b, bool cut)
     MEM_GROW(f->cuts, f->cuts_n, f->cuts_cap);
     f->cuts[f->cuts_n++] = (struct cut){a, b};
     break_if_cut(f, &f->cuts[f->cuts_n - 1]);
+    if (a->group != NULL && a->group != b->group)
+        tell_others(a->group, NULL); // what goes between the groups is lost
 }
 
 void mock_fabric_forget(struct mock_rank *r)

@@ -31,6 +31,11 @@ struct mock_rank {
     void (*changed)(struct mock_rank *r); // another rank's doing may have changed what is due
 };
 
+struct mock_kv;
+struct mock_kv **mock_fabric_kvs(struct mock_fabric *f); // list of the leads that move KV
+// Any rank of one's group is cut off from any of the other's.
+bool mock_fabric_groups_cut(const struct mock_rank *a, const struct mock_rank *b);
+
 uint64_t mock_fabric_now(const struct mock_fabric *f);
 // Enters the group of this epoch, made if need be. EXISTS: the place is taken; INTERNAL: the other
 // ranks were told another shape.

@@ -39,6 +39,7 @@ struct node *node_create(const struct node_config *config)
 static void drop_batch(struct node *n)
 {
     n->counters = node_counters(n); // keep what the batch has counted
+    node_kv_drop_all(n);
     batch_destroy(n->batch);
     n->batch = NULL;
     free(n->submit_us);
@@ -162,7 +163,7 @@ static void on_msg(struct node *n, const struct msg *m)
     case MSG_DISPATCH:
         if (!admissible(n, m->dispatch.replica, m->dispatch.epoch))
             return;
-        node_on_dispatch(n, &m->dispatch.journal);
+        node_on_dispatch(n, &m->dispatch);
         node_pump(n);
         return;
     case MSG_CANCEL:
@@ -173,11 +174,15 @@ static void on_msg(struct node *n, const struct msg *m)
         return;
     case MSG_KV_RECEIVE:
         if (admissible(n, m->kv_receive.replica, m->kv_receive.epoch))
-            node_kv_refuse(n, m->kv_receive.transfer, KV_ROLE_TARGET);
+            node_on_kv_receive(n, &m->kv_receive);
         return;
     case MSG_KV_SEND:
         if (admissible(n, m->kv_send.replica, m->kv_send.epoch))
-            node_kv_refuse(n, m->kv_send.transfer, KV_ROLE_SOURCE);
+            node_on_kv_send(n, &m->kv_send);
+        return;
+    case MSG_KV_CANCEL:
+        if (admissible(n, m->kv_cancel.replica, m->kv_cancel.epoch))
+            node_on_kv_cancel(n, m->kv_cancel.transfer);
         return;
     default:
         n->counters.unexpected++;
@@ -194,12 +199,16 @@ static void on_engine(struct node *n, const struct engine_event *ev)
     }
     bool forming = n->state == NODE_FORMING;
     if (ev->kind == ENGINE_PREPARED && forming && n->phase == PHASE_PREPARING) {
-        node_on_prepared(n, &ev->addresses);
+        node_on_prepared(n, ev);
     } else if (ev->kind == ENGINE_FORMED && forming &&
                (n->phase == PHASE_LINKING || ev->formed.status < 0)) {
         node_on_formed(n, &ev->formed);
     } else if (ev->kind == ENGINE_STEP && working_lead(n)) {
         node_on_step(n, &ev->result);
+    } else if (ev->kind == ENGINE_KV && working_lead(n)) {
+        node_on_kv_report(n, &ev->kv);
+        if (n->batch != NULL)
+            node_pump(n);
     } else if (ev->kind == ENGINE_FAULT && forming) {
         node_form_failed(n, ev->result.status, status_text(ev->result.status));
     } else if (ev->kind == ENGINE_FAULT && n->state == NODE_READY) {
@@ -266,6 +275,8 @@ void node_step(struct node *n, const struct node_event *ev, struct node_actions 
         on_timer(n);
         break;
     }
+    if (working_lead(n))
+        node_kv_turn(n);
     write_pulse(n);
     *out = (struct node_actions){.v = n->actions, .n = n->actions_n};
 }
@@ -321,6 +332,12 @@ void node_check(const struct node *n)
         assert(batch_load(n->batch).under_way == n->submitted - n->returned);
         batch_check(n->batch);
     }
+    node_kv_check(n);
+}
+
+uint32_t node_transfers(const struct node *n)
+{
+    return n->transfers_n;
 }
 
 struct node_counters node_counters(const struct node *n)

@@ -45,6 +45,11 @@
 //  * CANCEL is always answered by CANCELLED, also for a request not known (any more): at once, or
 //    when the step that computes it has returned. No token of it follows.
 //  * A request that is here already is not accepted twice: the second DISPATCH is dropped.
+//  * A DISPATCH with prefill_only: the request is gone with its first token, whose `finish` is
+//  NONE.
+//  * Transfers of KV (proto/msg.h): a second KV_RECEIVE or KV_SEND of a transfer that is here is
+//    dropped. Blocks held for transfers never keep a running sequence from going on: when it finds
+//    no other, transfers are stopped with FULL, the youngest first.
 #pragma once
 
 #include <stdatomic.h>
@@ -87,6 +92,7 @@ enum node_action_kind {
     NODE_ACT_LINK,     // link: engine_ops.link
     NODE_ACT_DISSOLVE, // epoch: engine_ops.dissolve
     NODE_ACT_SUBMIT,   // plan: engine_ops.submit
+    NODE_ACT_KV,       // kv: engine_ops.kv
     NODE_ACT_TIMER,    // at_us: replaces the timer set before; UINT64_MAX = none
     NODE_ACT_TRACE,    // text: one line for people, without time and name of the node
 };
@@ -99,6 +105,7 @@ struct node_action {
         const struct msg_link *link; // the same
         uint64_t epoch;
         const struct step_plan *plan;
+        struct kv_order kv; // its peer is borrowed from the event's message
         uint64_t at_us;
         const char *text;
     };
@@ -122,6 +129,7 @@ bool node_is_lead(const struct node *n);
 uint64_t node_replica(const struct node *n);   // 0 = in none
 uint64_t node_epoch(const struct node *n);     // 0 = in none
 uint32_t node_sequences(const struct node *n); // known to the scheduler, running and waiting
+uint32_t node_transfers(const struct node *n); // with blocks held for them
 bool node_has_request(const struct node *n, uint64_t request);
 // Asserts every invariant of core, scheduler and KV pool (references add up, each sequence in one
 // state). The simulator calls it after every step; costs O(blocks).
@@ -133,7 +141,8 @@ struct node_counters {
     uint64_t duplicate;   // FORM or DISPATCH of what is here already
     uint64_t refused;     // DISPATCH answered with a finish and no token
     uint64_t steps, tokens, preemptions;
-    uint64_t prefix_tokens; // prompt and journal tokens found in the KV cache
+    uint64_t prefix_tokens;                     // prompt and journal tokens found in the KV cache
+    uint64_t kv_transfers, kv_failed, kv_bytes; // ended OK, otherwise; moved by this side
 };
 struct node_counters node_counters(const struct node *n);
 

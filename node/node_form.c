@@ -57,13 +57,13 @@ void node_on_form(struct node *n, const struct msg_form *f)
     }
 }
 
-void node_on_prepared(struct node *n, const struct rank_addresses *addresses)
+void node_on_prepared(struct node *n, const struct engine_event *ev)
 {
     n->phase = PHASE_PREPARED;
     node_set_timer(n, UINT64_MAX);
     struct msg *m = node_send(n, MSG_PREPARED);
-    m->prepared =
-        (struct msg_prepared){.replica = n->replica, .epoch = n->epoch, .addresses = *addresses};
+    m->prepared = (struct msg_prepared){
+        .replica = n->replica, .epoch = n->epoch, .addresses = ev->addresses, .mover = ev->mover};
 }
 
 void node_form_failed(struct node *n, enum status status, const char *text)
@@ -110,7 +110,11 @@ static bool start_batch(struct node *n, const struct engine_formed *f, struct er
         return false;
     n->pipeline = f->pipeline;
     n->submit_us = mem_zalloc(f->pipeline, sizeof *n->submit_us);
-    node_reserve_actions(n, (size_t)batch_slots(n->batch) + f->pipeline + NODE_TRACES + 8);
+    node_reserve_actions(n, (size_t)batch_slots(n->batch) + f->pipeline + NODE_TRACES +
+                                2 * NODE_TRANSFERS + 8);
+    n->fingerprint = f->fingerprint;
+    n->block_tokens = f->block_tokens;
+    n->moves_kv = f->moves_kv;
     return true;
 }
 

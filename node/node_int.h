@@ -1,5 +1,6 @@
-// Shared by the three files of the control core: node.c (life, the switch over events, views),
-// node_form.c (which rank of which epoch this node is) and node_work.c (what a lead does).
+// Shared by the files of the control core: node.c (life, the switch over events, views),
+// node_form.c (which rank of which epoch this node is), node_work.c (what a lead does) and
+// node_kv.c (KV blocks that a lead moves from or to other replicas).
 #pragma once
 
 #include "node/batch.h"
@@ -10,6 +11,36 @@ enum { NODE_TRACES = 16, NODE_TRACE_BYTES = 256 };
 
 // The two rounds of FORMING. The timer runs while the engine has to answer.
 enum form_phase { PHASE_PREPARING, PHASE_PREPARED, PHASE_LINKING };
+
+// A transfer of KV blocks, on the lead of its source or its target.
+//
+//          KV_RECEIVE            ranks ready             all there
+//   FREE --------------> OPENING -----------> MOVING -------------------> HELD (target)
+//    |    KV_SEND            |                 ^ |                         |
+//    +-----------------------|-----------------+ | ended (source)          | used, cancelled,
+//                            |                   +------------> FREE       | deadline
+//        failed, cancelled,  +----> STOPPING                               +------------> FREE
+//        deadline, no room               |  no rank touches the blocks
+//                                        +------------------------------> FREE
+enum transfer_state {
+    TRANSFER_FREE,
+    TRANSFER_OPENING,
+    TRANSFER_MOVING,
+    TRANSFER_STOPPING,
+    TRANSFER_HELD,
+};
+enum { NODE_TRANSFERS = 32 };
+
+struct transfer {
+    enum transfer_state state;
+    struct batch_lease *lease; // NULL: FREE
+    uint64_t began_us, deadline_us;
+    uint32_t first;     // blocks of the chain before it do not move
+    uint32_t ordered;   // source: the engine knows those before it
+    bool last;          // source: and that no more follow
+    enum status status; // STOPPING: why
+    char text[160];
+};
 
 struct node {
     struct node_config config;
@@ -24,6 +55,11 @@ struct node {
     uint64_t deadline_us;    // of the timer; 0 = never set
 
     struct batch *batch; // READY lead only
+    struct transfer transfers[NODE_TRANSFERS];
+    uint32_t transfers_n;
+    uint64_t fingerprint; // of the formed model
+    uint32_t block_tokens;
+    bool moves_kv;       // the engine does
     uint64_t *submit_us; // ring [pipeline]: when the plans under way were made
     uint32_t pipeline;   // of the ring
     uint64_t submitted, returned;
@@ -56,7 +92,7 @@ void node_enter(struct node *n, enum node_state to);
 // ---- node_form.c: messages and engine events that change the membership ----
 
 void node_on_form(struct node *n, const struct msg_form *f);
-void node_on_prepared(struct node *n, const struct rank_addresses *addresses);
+void node_on_prepared(struct node *n, const struct engine_event *ev);
 void node_on_link(struct node *n, const struct msg_link *l);
 void node_on_formed(struct node *n, const struct engine_formed *f);
 void node_form_failed(struct node *n, enum status status, const char *text);
@@ -66,9 +102,19 @@ void node_fault(struct node *n, const struct step_result *r, const char *text);
 
 // ---- node_work.c: a READY lead ----
 
-void node_on_dispatch(struct node *n, const struct journal *j);
+void node_on_dispatch(struct node *n, const struct msg_dispatch *d);
 void node_on_cancel(struct node *n, uint64_t request);
-void node_kv_refuse(struct node *n, uint64_t transfer, enum kv_role role);
 void node_on_step(struct node *n, const struct step_result *r);
 // As many plans as the pipeline takes.
 void node_pump(struct node *n);
+
+// ---- node_kv.c: a READY lead ----
+
+void node_on_kv_receive(struct node *n, const struct msg_kv_receive *m);
+void node_on_kv_send(struct node *n, const struct msg_kv_send *m);
+void node_on_kv_cancel(struct node *n, uint64_t transfer);
+void node_on_kv_report(struct node *n, const struct kv_report *r);
+// After every event: what became full is sent on, leases run out, the timer is set.
+void node_kv_turn(struct node *n);
+void node_kv_drop_all(struct node *n); // their leases went with the batch
+void node_kv_check(const struct node *n);

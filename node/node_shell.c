@@ -359,6 +359,9 @@ static enum status act(struct shell *s, const struct node_action *a)
         break;
     case NODE_ACT_SUBMIT:
         return s->engine->ops->submit(s->engine, a->plan);
+    case NODE_ACT_KV:
+        s->engine->ops->kv(s->engine, &a->kv);
+        break;
     case NODE_ACT_TIMER:
         set_core_timer(s, a->at_us);
         break;

@@ -33,10 +33,13 @@ static void refuse(struct node *n, const struct journal *j, enum finish_reason f
     fill_load(n, &m->tokens);
 }
 
-void node_on_dispatch(struct node *n, const struct journal *j)
+void node_on_dispatch(struct node *n, const struct msg_dispatch *d)
 {
     struct errmsg e = {0};
+    const struct journal *j = &d->journal;
     enum status s = batch_add(n->batch, j, &e);
+    if (s == STATUS_OK && d->prefill_only)
+        batch_prefill_only(n->batch, j->request);
     if (s == STATUS_EXISTS)
         n->counters.duplicate++;
     else if (s == STATUS_TOO_LARGE && j->emitted_n > 0)
@@ -49,17 +52,6 @@ void node_on_cancel(struct node *n, uint64_t request)
 {
     if (batch_cancel(n->batch, request) != STATUS_PENDING)
         send_cancelled(n, request);
-}
-
-void node_kv_refuse(struct node *n, uint64_t transfer, enum kv_role role)
-{
-    struct msg *m = node_send(n, MSG_KV_DONE);
-    m->kv_done = (struct msg_kv_done){.replica = n->replica,
-                                      .epoch = n->epoch,
-                                      .transfer = transfer,
-                                      .role = role,
-                                      .status = STATUS_UNSUPPORTED,
-                                      .text = "this engine moves no KV"};
 }
 
 void node_pump(struct node *n)

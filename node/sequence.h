@@ -19,6 +19,7 @@ struct sequence {
     uint64_t arrival; // grows per dispatch: age among equals
     uint8_t band;
     bool cancelled; // CANCEL came while a step was under way
+    bool prefill_only; // leaves after its next token
     struct sampling sampling;
     int32_t stop_ids[MSG_STOP_IDS];
     uint32_t stop_ids_n;

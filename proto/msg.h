@@ -281,7 +281,7 @@ struct msg_cancel {
 //     DISPATCH  -->  the journal, its prefix hits
 //
 //  * Every KV_RECEIVE and KV_SEND that is not of a stale epoch gets exactly one KV_DONE of its
-//    role: OK; FULL (no blocks to spare); EXISTS (this transfer is here already); BAD_REQUEST;
+//    role: OK; FULL (no blocks to spare); BAD_REQUEST;
 //    BAD_MODEL (other model or block size); NOT_FOUND (source: nothing to send);
 //    UNSUPPORTED (no mover); DEADLINE; CANCELLED; LINK_*.
 //  * Blocks are held by a lease of lease_ms from the receipt of the message. It ends with

@@ -254,6 +254,9 @@ static void node_act(struct world *w, int i, const struct node_action *a)
     case NODE_ACT_SUBMIT:
         submit_plan(w, i, a->plan);
         break;
+    case NODE_ACT_KV:
+        n->engine->ops->kv(n->engine, &a->kv);
+        break;
     case NODE_ACT_TIMER:
         n->timer_gen++;
         if (a->at_us != UINT64_MAX)

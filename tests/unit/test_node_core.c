@@ -68,6 +68,9 @@ static void do_action(struct member *m, const struct node_action *a)
     case NODE_ACT_SUBMIT:
         assert_int_equal(m->engine->ops->submit(m->engine, a->plan), STATUS_OK);
         break;
+    case NODE_ACT_KV:
+        m->engine->ops->kv(m->engine, &a->kv);
+        break;
     case NODE_ACT_TIMER:
         m->timer_us = a->at_us;
         break;
