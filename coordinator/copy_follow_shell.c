@@ -8,6 +8,7 @@
 #include "proto/secure.h"
 
 enum {
+    KNOCK_MS = 300, // at most so often
     RETRY_MS = 50,
     CONNECT_MS = 2000,
     SILENT_MS = 3500, // a leader says STATE every second
@@ -248,6 +249,15 @@ void follow_try(struct copies *c)
     int rc = uv_tcp_connect(&u->connecting, &u->tcp, (struct sockaddr *)&a, on_connected);
     if (rc)
         uplink_drop(u, uv_strerror(rc));
+}
+
+void follow_knock(struct copies *c)
+{
+    uint64_t now_us = shell_now_us();
+    if (!follower_synced(&c->follower) || now_us - c->knock_told_us < KNOCK_MS * 1000ull)
+        return;
+    c->knock_told_us = now_us;
+    say(c, &(struct copy){.kind = COPY_KNOCK});
 }
 
 void follow_open(struct copies *c)

@@ -32,12 +32,15 @@ struct copies {
     struct uplink *uplink; // NULL: between two tries
     uv_timer_t retry;
     uint64_t alone_us; // no leader has told what there is since; 0 = one has
+    bool shed; // its clients were sent away
+    uint64_t knock_told_us;
     struct copy_state state; // of the leader
     char following[LIMIT_NAME]; // whom, as long as it is up
     // leading
     struct copier copier;
     struct copies_peer peers[COPIER_PEERS];
     uint32_t peers_n;
+    uint64_t knocks_us, knocked_us; // nodes look for it elsewhere since, and the last time; 0 = none
     struct copy_state told; // to the followers
     uint64_t told_us;
 };
@@ -57,4 +60,5 @@ struct copy_record lead_tokens_record(const struct coord_request_view *v, const 
 void follow_open(struct copies *c);
 void follow_try(struct copies *c);  // connects to the leader that the store names
 void follow_drop(struct copies *c, const char *why);
+void follow_knock(struct copies *c); // a node came here
 void follow_tick(struct copies *c, uint64_t now_us);

@@ -317,6 +317,8 @@ void lead_frame(struct copies *c, struct rpc_conn *conn, const struct wire_frame
         on_ask(c, p, &copy.record);
     else if (p && copy.kind == COPY_WORD)
         on_word(c, p, &copy.word);
+    else if (p && copy.kind == COPY_KNOCK)
+        c->knocked_us = shell_now_us();
     else
         rpc_conn_close(conn, "a frame of coordinators that is out of place");
     wire_arena_finish(&arena);

@@ -14,7 +14,10 @@
 
 enum {
     WATCH_MS = 100,
-    ALONE_MS = 10 * 1000, // without a leader for longer, clients are refused at once
+    ALONE_MS = 6 * 1000, // without a leader for longer, clients are sent away
+    NODELESS_MS = 2500,  // no node here, and nodes elsewhere, for so long
+    KNOCK_AGAIN_MS = 1000, // more than once
+    KNOCK_GAP_MS = 5000, // a node tries each coordinator in turn, for 2 s
 };
 
 bool copies_leading(const struct shell *s)
@@ -138,6 +141,12 @@ void copies_frame(struct shell *s, struct rpc_conn *conn, const struct wire_fram
         rpc_conn_close(conn, c && c->role == COPY_FOLLOWER ? NULL : "no copies are made here");
     else
         lead_frame(c, conn, f);
+}
+
+void copies_knocked(struct shell *s)
+{
+    if (s->copies && s->copies->role == COPY_FOLLOWER)
+        follow_knock(s->copies);
 }
 
 void copies_conn_down(struct shell *s, const struct rpc_conn *conn)
@@ -270,6 +279,25 @@ static void check_lease(struct copies *c)
     follow(c, why);
 }
 
+// Nodes that cannot reach the leader look for it at the others; with none at all it is of no use.
+static void check_nodes(struct copies *c, uint64_t now_us)
+{
+    struct coord_stats st;
+    coord_stats(c->shell->core, &st);
+    bool sought = c->knocked_us && now_us - c->knocked_us < KNOCK_GAP_MS * 1000ull;
+    if (st.nodes || !sought)
+        c->knocks_us = 0;
+    else if (!c->knocks_us)
+        c->knocks_us = now_us;
+    else if (now_us - c->knocks_us > NODELESS_MS * 1000ull &&
+             c->knocked_us > c->knocks_us + KNOCK_AGAIN_MS * 1000ull) {
+        c->knocks_us = c->knocked_us = 0;
+        store_yield(c->store);
+        c->view.leads = false;
+        follow(c, "no node reaches this coordinator, and nodes look for one elsewhere");
+    }
+}
+
 static void on_news(uv_async_t *a)
 {
     struct copies *c = a->data;
@@ -299,12 +327,20 @@ static void on_watch(uv_timer_t *t)
     if (c->role == COPY_LEADER) {
         lead_tick(c, now_us);
         check_lease(c);
+        if (c->role == COPY_LEADER)
+            check_nodes(c, now_us);
     } else {
         follow_tick(c, now_us);
         if (follower_synced(&c->follower))
             c->alone_us = 0;
         else if (!c->alone_us)
             c->alone_us = now_us;
+        if (c->alone_us && now_us - c->alone_us > ALONE_MS * 1000ull && !c->shed) {
+            log_warn("coordinator: no leader answers: clients may try another coordinator");
+            shell_shed(c->shell);
+            c->shed = true;
+        }
+        c->shed = c->shed && c->alone_us;
     }
 }
 

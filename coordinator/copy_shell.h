@@ -47,6 +47,8 @@ void copies_ordered(struct shell *s, const char *node); // an operator said some
 bool copies_hold(struct shell *s, const struct coord_action *a);
 void copies_told(struct shell *s, const struct coord_action *a); // clients have seen it
 
+// A node looks for the leader here, in vain.
+void copies_knocked(struct shell *s);
 // A frame of a follower, on a connection to the RPC port; and the end of that connection.
 void copies_frame(struct shell *s, struct rpc_conn *conn, const struct wire_frame *f);
 void copies_conn_down(struct shell *s, const struct rpc_conn *conn);

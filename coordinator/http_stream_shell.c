@@ -360,6 +360,21 @@ void http_stream_attach(struct http_server *h, h2o_req_t *req, uint64_t request,
     }
 }
 
+void http_server_shed(struct http_server *h)
+{
+    struct http_stream *st, *next;
+    struct openai_error e;
+    openai_fail(&e, 503, NULL, "no_leader", "This coordinator has lost the others; ask another.");
+    e.retry_after_ms = 300;
+    DL_FOREACH_SAFE(h->streams, st, next)
+    {
+        if (st->started)
+            break_connection(st); // as if it had died: the stream goes on elsewhere
+        else if (st->reader.live && !st->finished)
+            fail(st, &e);
+    }
+}
+
 static void tick_stream(struct http_stream *st, uint64_t now_us)
 {
     struct shell *s = st->server->shell;

@@ -231,6 +231,7 @@ static void submit(struct shell *s, struct live *l)
         ev.submit.deadline_us = shell_now_us() + ev.submit.deadline_us * 1000;
     shell_dirty(s, l);
     if (copies_submit(s, l, ev.submit.deadline_us)) {
+        l->restored = true; // the next leader tells its tokens again
         free(l->prompt);
         l->prompt = NULL;
         return;
@@ -606,6 +607,12 @@ void shell_restore(struct shell *s, const struct shadow_request *q, bool fresh)
                                             .request = {.kind = COORD_STOP,
                                                         .id = q->restore.submit.request,
                                                         .kept = l->answer.tokens_n}});
+}
+
+void shell_shed(struct shell *s)
+{
+    rpc_close_clients(s->rpc);
+    http_server_shed(s->http);
 }
 
 void shell_end_unknown(struct shell *s)

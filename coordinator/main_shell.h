@@ -120,6 +120,7 @@ void shell_end_unknown(struct shell *s);
 struct follower;
 void shell_each_read(struct shell *s, void (*attach)(struct follower *f, uint64_t request),
                      struct follower *f);
+void shell_shed(struct shell *s); // clients may try another coordinator
 void shell_check_ready(struct shell *s); // says "ready" once
 void shell_own_address(struct shell *s, char *http, size_t http_n, char *rpc, size_t rpc_n);
 // "host:port"; blocks when the host is a name. (listen_shell.c)
@@ -157,6 +158,7 @@ bool rpc_conn_is_node(const struct rpc_conn *c);
 void rpc_send(struct rpc_server *r, uint64_t conn, const struct msg *m);
 void rpc_close_conn(struct rpc_server *r, uint64_t conn, const char *why);
 void rpc_close_nodes(struct rpc_server *r);
+void rpc_close_clients(struct rpc_server *r); // they come back, here or elsewhere
 void rpc_send_bytes(struct rpc_server *r, uint64_t conn, const void *bytes, size_t n); // frames
 // For a node's connection: one step of the core.
 void shell_step(struct shell *s, const struct coord_event *ev);
@@ -165,4 +167,5 @@ void shell_step(struct shell *s, const struct coord_event *ev);
 
 STATUS_MUST_USE enum status http_server_open(struct shell *s, uint16_t *port_out,
                                              struct errmsg *err);
+void http_server_shed(struct http_server *h);
 void http_server_tick(struct http_server *h, uint64_t now_us);

@@ -183,6 +183,16 @@ void rpc_close_conn(struct rpc_server *r, uint64_t conn, const char *why)
     rpc_conn_close(c, NULL);
 }
 
+void rpc_close_clients(struct rpc_server *r)
+{
+    struct rpc_conn *c, *next;
+    HASH_ITER(hh, r->conns, c, next)
+    {
+        if (c->role == RPC_CONN_CLIENT)
+            rpc_conn_close(c, NULL);
+    }
+}
+
 void rpc_close_nodes(struct rpc_server *r)
 {
     struct rpc_conn *c, *next;
@@ -339,6 +349,8 @@ void rpc_conn_frames(struct rpc_conn *c)
             c->role = RPC_CONN_CLIENT;
         const struct shell *shell = c->server->shell;
         if (c->role == RPC_CONN_CLIENT ? !copies_serving(shell) : !copies_leading(shell)) {
+            if (c->role == RPC_CONN_NEW)
+                copies_knocked(c->server->shell);
             rpc_conn_close(c, NULL); // they try the next one
             return;
         }

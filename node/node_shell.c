@@ -23,6 +23,7 @@ enum {
     RETRY_MIN_MS = 50,
     RETRY_MAX_MS = 1000,
     SILENT_MS = 3500,           // a coordinator says WELCOME every second
+    CONNECT_MS = 2000,          // or does not even answer
     RETRY_OTHER_MS = 100,       // while there is another coordinator to try
     TURN_MS = 50,               // the loop proves that it turns at least this often
     OUT_LIMIT_BYTES = 64 << 20, // a coordinator that does not read for so long loses us
@@ -63,7 +64,7 @@ struct conn {
     uv_getaddrinfo_t resolving;
     bool up;                   // HELLO was sent
     bool welcome;              // and answered
-    uint64_t heard_us;         // last bytes from the coordinator
+    uint64_t heard_us;         // last bytes from the coordinator; at first when it was tried
     bool unsendable;           // a message could not be encoded: drop at the end of the turn
     bool resolve_busy, closed; // freed when closed and the resolver has let go
     struct wire_decoder decoder;
@@ -309,6 +310,7 @@ static void shell_connect(struct shell *s)
     assert(!s->conn);
     struct conn *c = mem_zalloc(1, sizeof *c);
     c->shell = s;
+    c->heard_us = shell_now_us();
     uv_tcp_init(&s->loop, &c->tcp);
     c->tcp.data = c;
     wire_decoder_init(&c->decoder, 0);
@@ -413,9 +415,11 @@ static void on_turn(uv_timer_t *timer)
     uint64_t now = shell_now_us();
     node_pulse_turn(node_pulse(s->core), now);
     // One that stands still keeps its connections: another may lead meanwhile.
-    if (s->conn && s->conn->welcome && strchr(s->config->coordinator, ',') &&
-        now > s->conn->heard_us + SILENT_MS * 1000ull)
-        conn_drop(s->conn, "silent for too long");
+    if (!s->conn || !strchr(s->config->coordinator, ','))
+        return;
+    uint64_t limit_ms = s->conn->welcome ? SILENT_MS : CONNECT_MS;
+    if (now > s->conn->heard_us + limit_ms * 1000)
+        conn_drop(s->conn, s->conn->welcome ? "silent for too long" : "does not answer");
 }
 
 // Runs right before the loop sleeps: everything said in this turn leaves in one write.

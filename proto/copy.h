@@ -23,6 +23,7 @@ enum copy_kind {
     COPY_ACK,         // follower -> leader
     COPY_ASK,         // follower -> leader: a request of its client, as a record SUBMIT
     COPY_WORD,        // follower -> leader: a word about a request
+    COPY_KNOCK,       // follower -> leader: a node looked for the leader there
     COPY_RECORD = 160,
     COPY_STATE, // leader -> follower: how it is, every second and when it changes
 };

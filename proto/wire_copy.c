@@ -109,6 +109,10 @@ enum status wire_encode_copy(struct wire_arena *a, const struct copy *c, struct 
         p.word = c->word.word;
         return wire_pb_pack(COPY_WORD, 0, &p.base, out);
     }
+    if (c->kind == COPY_KNOCK) {
+        Hadal__CopyKnock p = HADAL__COPY_KNOCK__INIT;
+        return wire_pb_pack(COPY_KNOCK, 0, &p.base, out);
+    }
     if (c->kind == COPY_STATE) {
         Hadal__CopyState p = HADAL__COPY_STATE__INIT;
         p.replicas = c->state.replicas;
@@ -251,6 +255,8 @@ static const ProtobufCMessageDescriptor *type_of(uint8_t kind)
         return &hadal__copy_record__descriptor;
     case COPY_WORD:
         return &hadal__copy_word__descriptor;
+    case COPY_KNOCK:
+        return &hadal__copy_knock__descriptor;
     case COPY_STATE:
         return &hadal__copy_state__descriptor;
     default:
@@ -279,6 +285,8 @@ enum status wire_decode_copy(struct wire_arena *a, const struct wire_frame *f, s
         const Hadal__CopyWord *p = (const Hadal__CopyWord *)pb;
         wire_check_range(&c, "word", p->word, 0, COPY_WORD_CANCEL);
         r.word = (struct copy_word){p->request, (enum copy_word_kind)p->word};
+    } else if (f->type == COPY_KNOCK) {
+        ; // its coming is all
     } else if (f->type == COPY_STATE) {
         const Hadal__CopyState *p = (const Hadal__CopyState *)pb;
         wire_check_range(&c, "max_context", p->max_context, 0, LIMIT_CONTEXT);

@@ -49,12 +49,15 @@ class Pair:
     def get(self, n, path):
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         try:
-            with opener.open(f"http://127.0.0.1:{self.http[n]}{path}", timeout=2) as r:
+            with opener.open(f"http://{self.host(n)}:{self.http[n]}{path}", timeout=2) as r:
                 return r.status, json.loads(r.read() or b"{}")
         except urllib.error.HTTPError as e:
             return e.code, json.loads(e.read() or b"{}")
         except (OSError, http.client.HTTPException, ValueError):
             return 0, {}
+
+    def host(self, n):
+        return "127.0.0.1"
 
     def ready(self):
         """The name of the leader once it serves."""
@@ -107,7 +110,7 @@ class Stream:
         self.pauses, self.heard, self.attaches, self.ended = [], None, 0, False
 
     def lines(self, n):
-        c = http.client.HTTPConnection("127.0.0.1", self.pair.http[n], timeout=3)
+        c = http.client.HTTPConnection(self.pair.host(n), self.pair.http[n], timeout=3)
         if self.id is None:
             c.request("POST", "/v1/chat/completions", self.body)
         else:
@@ -218,14 +221,14 @@ def test_the_sample_model(pair, tmp_path):
 
 
 def post(pair, n, path, body=None):
-    c = http.client.HTTPConnection("127.0.0.1", pair.http[n], timeout=20)
+    c = http.client.HTTPConnection(pair.host(n), pair.http[n], timeout=20)
     c.request("POST", path, json.dumps(body or {}))
     r = c.getresponse()
     return r.status, r.headers, json.loads(r.read() or b"null")
 
 
 def tool(pair, n, *words):
-    return subprocess.run([HADAL, "ctl", "--url", f"http://127.0.0.1:{pair.http[n]}", *words], capture_output=True,
+    return subprocess.run([HADAL, "ctl", "--url", f"http://{pair.host(n)}:{pair.http[n]}", *words], capture_output=True,
                           text=True, timeout=60)
 
 
@@ -356,9 +359,9 @@ def etcd(tmp_path):
     kill()
 
 
-def healthy(port):
+def healthy(port, host="127.0.0.1"):
     try:
-        c = http.client.HTTPConnection("127.0.0.1", port, timeout=2)
+        c = http.client.HTTPConnection(host, port, timeout=2)
         c.request("GET", "/health")
         return c.getresponse().status == 200
     except OSError:
