@@ -421,6 +421,8 @@ void handover_pump(struct coord *c);
 // The replica that computes q's prompt, when it is long, for the target; NULL: the target does.
 struct replica *handover_pair(const struct coord *c, const struct request *q,
                               const struct replica *target);
+// q was given to the replica that computes it for `target`.
+void handover_offer(struct coord *c, struct request *q, struct replica *target);
 void backlog_add(struct request *q); // it was placed
 void backlog_clear(struct request *q);
 void backlog_measure(struct coord *c, const struct request *q, const struct token_out *first);

@@ -210,7 +210,7 @@ static void dispatch(struct coord *c, struct request *q, struct replica *r)
         dispatch_to(c, q, r);
     } else if (dispatch_to(c, q, first)) {
         c->stats.prompts_apart++;
-        transfer_begin(c, q, r);
+        handover_offer(c, q, r);
     }
 }
 

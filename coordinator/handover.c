@@ -91,6 +91,14 @@ struct replica *handover_pair(const struct coord *c, const struct request *q,
     return best;
 }
 
+// The target holds blocks from now on: not for prompts that wait behind others. Those have their
+// turn in handover_pump.
+void handover_offer(struct coord *c, struct request *q, struct replica *target)
+{
+    if (q->replica->sending_n < AT_ONCE)
+        transfer_begin(c, q, target);
+}
+
 // ---- what the leads have to compute ----
 
 void backlog_add(struct request *q)

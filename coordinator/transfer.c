@@ -368,6 +368,7 @@ void coord_each_transfer(const struct coord *c,
 void transfers_check(const struct coord *c)
 {
     uint32_t n = 0, landed = 0, reserved = 0, sending = 0;
+    uint64_t ended = 0;
     const struct transfer *t;
     DL_FOREACH(c->transfers, t)
     {
@@ -385,6 +386,9 @@ void transfers_check(const struct coord *c)
         reserved += c->replicas[i]->reserved_n;
         sending += c->replicas[i]->sending_n;
     }
+    for (int i = 0; i < COORD_TRANSFER_ENDS; i++)
+        ended += c->stats.transfers[i];
+    assert(ended + n == c->transfers_begun); // each ends once
     for (uint32_t i = 0; i < c->pools_n; i++)
         landed -= c->pools[i]->landed_n;
     assert(n == c->transfers_n && landed == 0 && reserved == n && sending == n);

@@ -130,6 +130,8 @@ uint64_t node_replica(const struct node *n);   // 0 = in none
 uint64_t node_epoch(const struct node *n);     // 0 = in none
 uint32_t node_sequences(const struct node *n); // known to the scheduler, running and waiting
 uint32_t node_transfers(const struct node *n); // with blocks held for them
+// When the first of their leases runs out, of those that are not being stopped; UINT64_MAX = none.
+uint64_t node_lease_us(const struct node *n);
 bool node_has_request(const struct node *n, uint64_t request);
 // Asserts every invariant of core, scheduler and KV pool (references add up, each sequence in one
 // state). The simulator calls it after every step; costs O(blocks).

@@ -343,7 +343,7 @@ static void make_room(struct node *n)
         stop(n, youngest, STATUS_FULL, "running sequences need the blocks");
 }
 
-static void set_timer(struct node *n)
+uint64_t node_lease_us(const struct node *n)
 {
     uint64_t at = UINT64_MAX;
     for (uint32_t i = 0; i < NODE_TRANSFERS; i++) {
@@ -351,6 +351,12 @@ static void set_timer(struct node *n)
         if (t->state != TRANSFER_FREE && t->state != TRANSFER_STOPPING && t->deadline_us < at)
             at = t->deadline_us;
     }
+    return at;
+}
+
+static void set_timer(struct node *n)
+{
+    uint64_t at = node_lease_us(n);
     if (at != UINT64_MAX || n->deadline_us != 0)
         node_set_timer(n, at);
 }

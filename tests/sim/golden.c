@@ -197,6 +197,48 @@ static void script_gives_way(struct world *w)
     at(w, 1200, add_urgent, 1);
 }
 
+static void add_long(struct world *w, int arg)
+{
+    int32_t prompt[300];
+    for (int i = 0; i < 300; i++)
+        prompt[i] = 500 + i;
+    struct coord_submit s = {.prompt_n = 300,
+                             .max_tokens = 40,
+                             .sampling = {.seed = 1, .top_p = 1, .repetition_penalty = 1}};
+    uint32_t c = client_add(w, &s, prompt);
+    world_tell(w, "client %" PRIu64 " > asks with a prompt of 300 tokens", w->clients[c].id);
+    client_run(w, c);
+}
+
+static void roles(struct world *w)
+{
+    w->opt.coord.prefill_replicas = 1;
+    w->opt.coord.long_prompt_tokens = 100;
+    w->opt.mock.kv_setup_us = SIM_MS(2);
+    w->opt.mock.kv_block_us = SIM_MS(1);
+}
+
+static void script_apart(struct world *w)
+{
+    w->tell_all = true;
+    at(w, 1200, add_long, 1);
+}
+
+static void script_source_dies(struct world *w)
+{
+    w->tell_all = true;
+    at(w, 1200, add_long, 1);
+    at(w, 1213, kill_node, 1);
+}
+
+static void script_target_dies(struct world *w)
+{
+    w->tell_all = true;
+    at(w, 1200, add_long, 1);
+    at(w, 1213, kill_node, 2);
+    at(w, 1300, start_node, 2);
+}
+
 static void lie(struct world *w, int i)
 {
     world_tell(w, "script > node %s begins to answer wrong tokens", w->nodes[i].name);
@@ -288,6 +330,12 @@ static const struct scenario scenarios[] = {
      1, 3, 12, 300, 4500, script_slow, probes},
     {"coordinator-dies", "the coordinator is killed, and later its successor: every stream goes on",
      2, 2, 1, 4, 6, 200, 6500, script_coordinator_dies, with_standby},
+    {"prompt-apart", "one replica computes a long prompt, its KV moves to the one that streams", 2, 1,
+     1, 2, 1, 30, 2000, script_apart, roles},
+    {"prefill-dies", "the one that computes a long prompt is killed while it sends KV", 2, 1, 1, 2, 1,
+     30, 2500, script_source_dies, roles},
+    {"kv-target-dies", "the one that KV is sent to is killed: the answer goes on where it is", 2, 1, 1,
+     2, 1, 30, 2500, script_target_dies, roles},
     {"gives-way", "all places are taken: a request of band 0 gives way to one of band 9", 1, 1, 1,
      1, 8, 60, 2500, script_gives_way, NULL},
     {"re-attach", "one client drops its connection and comes back, one never does", 1, 1, 1, 1, 2,

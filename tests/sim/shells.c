@@ -517,11 +517,22 @@ static bool check_lies(void *arg, const struct coord_node_view *v)
     return true;
 }
 
+// Nobody holds blocks for a transfer past its lease.
+static void check_leases(struct world *w, const struct sim_node *n)
+{
+    bool runs = n->alive && !n->stopped && !n->stuck;
+    uint64_t due = runs ? node_lease_us(n->core) : UINT64_MAX;
+    if (due != UINT64_MAX && w->now_us > due + SIM_MS(20))
+        world_fail(w, "node %s holds KV blocks under a lease that ran out at %" PRIu64 " ms",
+                   n->name, due / 1000);
+}
+
 // A lead that has work and makes no step must not count as serving for much longer than hang_ms.
 void world_watch(struct world *w, int arg)
 {
     for (uint32_t i = 0; i < w->opt.nodes; i++) {
         struct sim_node *n = &w->nodes[i];
+        check_leases(w, n);
         bool works = w->coord && n->alive && n->mute_since_us == UINT64_MAX && node_sequences(n->core) &&
                      w->epochs[node_replica(n->core)] == node_epoch(n->core) &&
                      w->ready_us[node_replica(n->core)] != UINT64_MAX;

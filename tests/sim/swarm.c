@@ -23,7 +23,7 @@ static void draw_mock(struct world *w)
     *m = mock_config_default();
     m->vocab = (uint32_t)world_between(w, 50, 5000);
     m->block_tokens = world_chance(w, 0.5) ? 4 : 16;
-    m->max_context = (uint32_t)world_between(w, 96, 200);
+    m->max_context = (uint32_t)world_between(w, 96, 200) + (w->opt.long_prompts ? 80 : 0);
     m->max_seqs = (uint32_t)world_between(w, 1, 8);
     uint32_t per_seq = m->max_context / m->block_tokens + 1;
     m->kv_blocks = per_seq * (uint32_t)world_between(w, 1, m->max_seqs) + 2;
@@ -33,6 +33,9 @@ static void draw_mock(struct world *w)
     m->step_us = world_between(w, 1000, 20000);
     m->row_us = world_between(w, 1, 100);
     m->detect_us = world_between(w, 1000, 50000);
+    m->kv_setup_us = world_between(w, 0, 20000);
+    m->kv_block_us = world_between(w, 1, world_chance(w, 0.3) ? 50000 : 2000);
+    m->kv_stop_us = world_between(w, 0, 30000);
     m->link_timeout_us = SIM_S(5);
 }
 
@@ -128,7 +131,9 @@ static void draw_breakers(struct world *w)
 static void draw_roles(struct world *w)
 {
     struct coord_config *k = &w->opt.coord;
-    if (!world_chance(w, 0.5))
+    if (w->opt.long_prompts && w->opt.replicas > 1)
+        k->prefill_replicas = (uint32_t)world_between(w, 1, w->opt.replicas - 1);
+    if (k->prefill_replicas || !world_chance(w, 0.5))
         return;
     k->prefill_replicas = (uint32_t)world_between(w, 0, w->opt.replicas);
     k->decode_replicas = (uint32_t)world_between(w, 0, w->opt.replicas - k->prefill_replicas);
@@ -164,6 +169,16 @@ static void draw_pools(struct world *w)
     o->coord.pools_n = 2;
 }
 
+static void draw_kv(struct world *w)
+{
+    struct coord_config *k = &w->opt.coord;
+    k->kv_move = world_chance(w, 0.9);
+    k->kv_min_tokens = (uint32_t)world_between(w, 0, 40);
+    k->long_prompt_tokens = (uint32_t)world_between(w, 1, w->opt.long_prompts ? 20 : 60);
+    k->kv_lease_ms = (uint32_t)world_between(w, 20, world_chance(w, 0.5) ? 200 : 3000);
+    k->kv_retry_ms = (uint32_t)world_between(w, 0, 500);
+}
+
 static void draw_options(struct world *w)
 {
     struct sim_options *o = &w->opt;
@@ -172,6 +187,7 @@ static void draw_options(struct world *w)
     o->tensor = (uint32_t)world_between(w, 1, world_chance(w, 0.3) ? 3 : 2);
     o->nodes = o->replicas * o->stages * o->tensor + (uint32_t)world_between(w, 0, 2);
     o->hosts = (uint32_t)world_between(w, 1, o->nodes);
+    o->long_prompts = world_chance(w, 0.3);
     o->delay_min_us = world_between(w, 50, 1000);
     o->delay_max_us = o->delay_min_us + world_between(w, 0, 20000);
     o->pulse_channel = world_chance(w, 0.5);
@@ -181,6 +197,7 @@ static void draw_options(struct world *w)
     draw_tenants(w);
     draw_breakers(w);
     draw_roles(w);
+    draw_kv(w);
 }
 
 static void draw_stop_ids(struct world *w, struct coord_submit *s)
@@ -200,9 +217,9 @@ static uint64_t maybe(struct world *w, double p, uint64_t from_us, uint64_t span
 static void draw_client(struct world *w, uint64_t span_us)
 {
     static const struct sampling greedy = {.seed = 1, .top_p = 1, .repetition_penalty = 1};
-    int32_t prompt[64];
+    int32_t prompt[128];
     struct coord_submit s = {.sampling = greedy};
-    s.prompt_n = (uint32_t)world_between(w, 1, 48);
+    s.prompt_n = (uint32_t)world_between(w, 1, w->opt.long_prompts ? 120 : 48);
     // A few families of prompts share their beginnings.
     uint64_t family = world_between(w, 0, 3);
     for (uint32_t i = 0; i < s.prompt_n; i++)
@@ -289,18 +306,34 @@ static bool note_node(void *arg, const struct coord_node_view *v)
     return true;
 }
 
+// No block of a lead that computes nothing is held for anybody.
+static bool kv_free(struct world *w)
+{
+    for (uint32_t i = 0; i < w->opt.nodes; i++) {
+        struct node *core = w->nodes[i].core;
+        struct rank_progress idle = {0};
+        struct msg_heartbeat h;
+        node_heartbeat(node_pulse(core), &idle, w->now_us, &h);
+        if (!node_sequences(core) && h.kv_free != h.kv_blocks)
+            return false;
+    }
+    return true;
+}
+
 static bool settled(struct world *w)
 {
     if (!w->coord)
         return false;
     struct coord_stats s;
     coord_stats(w->coord, &s);
-    uint32_t sequences = 0, probes = w->opt.coord.probe_prompt_n ? w->opt.replicas : 0;
-    for (uint32_t i = 0; i < w->opt.nodes; i++)
+    uint32_t transfers = 0, sequences = 0, probes = w->opt.coord.probe_prompt_n ? w->opt.replicas : 0;
+    for (uint32_t i = 0; i < w->opt.nodes; i++) {
         sequences += node_sequences(w->nodes[i].core);
+        transfers += node_transfers(w->nodes[i].core);
+    }
     return clients_finished(w) && s.replicas_ready == w->opt.replicas && !s.retained &&
            s.credits_free == s.credits && sequences <= probes && s.nodes == w->opt.nodes &&
-           w->admin_sent == w->admin_done;
+           !s.transferring && !transfers && kv_free(w) && w->admin_sent == w->admin_done;
 }
 
 static void check_liveness(struct world *w, uint64_t bound_us)
@@ -341,6 +374,10 @@ static void report(const struct world *w, struct swarm_report *sum)
         sum->lies += w->clients[i].lies;
     sum->stale += w->stale_offered;
     sum->virtual_us += w->now_us;
+    for (int i = 0; i < COORD_TRANSFER_ENDS; i++)
+        sum->transfers += s.transfers[i];
+    sum->kv_moved += s.transfers[COORD_TRANSFER_MOVED];
+    sum->apart += s.prompts_apart;
 }
 
 void swarm_run(uint64_t seed, bool print, uint64_t until_us, struct swarm_report *sum)

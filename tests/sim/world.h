@@ -133,6 +133,7 @@ struct sim_options {
     struct coord_config coord;
     uint64_t delay_min_us, delay_max_us; // one way, per message
     bool pulse_channel;                  // heartbeats on a connection of their own
+    bool long_prompts;                   // many, and replicas that compute them for others
     bool standby;                        // of the coordinator: a follower
     bool follower_clients;               // some clients are its
     enum copy_mode copy_mode;
@@ -301,7 +302,7 @@ void clients_moved(struct world *w); // another coordinator has what was copied
 // ---- swarm.c, golden.c ----
 struct swarm_report {
     uint64_t steps, tokens, requests, moves, preemptions, probes, quarantines, lies, takeovers,
-        restored, fences, stale, virtual_us;
+        restored, fences, stale, virtual_us, transfers, kv_moved, apart;
 };
 void swarm_run(uint64_t seed, bool print, uint64_t until_us, struct swarm_report *sum);
 // 0 = all traces are as kept; else the number that differ. bless: write them anew.
