@@ -81,6 +81,8 @@ static int parse(struct up_options *o, int argc, char **argv)
          .help = "of each node (cores / nodes)"},
         {"--ready-timeout", CMDLINE_INT, &o->ready_timeout_s, "S", .min = 1, .max = 86400,
          .help = "give up when it does not serve by then (600)"},
+        {"--config", CMDLINE_STRING, &o->config, "FILE",
+         .help = "of the coordinator, as configs/coordinator.yaml; what is named here goes before it"},
         {"--log", CMDLINE_STRING, &o->log_dir, "DIR", .help = "a log file for each process"},
         {0},
     };

@@ -106,6 +106,8 @@ static void plan_coordinator(struct up *u, int i)
     child_init(c, name);
     child_arg(c, "hadal");
     child_arg(c, "coordinator");
+    if (o->config)
+        child_option(c, "--config", o->config);
     child_option(c, "--model", o->model);
     child_option_int(c, "--replicas", o->replicas);
     child_option_int(c, "--prefill", o->prefill);

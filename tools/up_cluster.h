@@ -7,6 +7,7 @@ enum { UP_NODES_MAX = 512, UP_COORDINATORS_MAX = 9 };
 
 struct up_options {
     const char *model, *backend, *transport, *engine;
+    const char *config;         // of the coordinator; NULL = none
     const char *log_dir;        // NULL = the processes write to our stderr
     int64_t devices;            // GPUs; node i computes on device (i - 1) % devices. 0: not said
     const char *random_weights; // NULL, or their precision
