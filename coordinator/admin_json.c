@@ -67,6 +67,45 @@ static uint64_t since_ms(uint64_t now_us, uint64_t then_us)
     return now_us > then_us ? (now_us - then_us) / 1000 : 0;
 }
 
+// A list being written by a view's callback.
+struct list {
+    const struct admin_view *view;
+    struct strbuf *out;
+    bool some;
+};
+
+static struct object next_object(struct list *l)
+{
+    if (l->some)
+        strbuf_add(l->out, ",", 1);
+    l->some = true;
+    return open_object(l->out);
+}
+
+static bool add_pool(void *arg, const struct coord_pool_view *p)
+{
+    struct list *l = arg;
+    struct object o = next_object(l);
+    put_text(&o, "name", p->name);
+    put_text(&o, "model", p->model);
+    put_text(&o, "version", p->version);
+    put_text(&o, "dir", p->model_dir);
+    put_uint(&o, "replicas", p->replicas);
+    put_uint(&o, "replicas_ready", p->replicas_ready);
+    put_uint(&o, "stages", p->stages);
+    put_uint(&o, "tensor", p->tensor);
+    put_uint(&o, "weight", p->weight);
+    put_uint(&o, "prompt_max", p->prompt_max);
+    put_uint(&o, "max_context", p->max_context);
+    put_uint(&o, "credits", p->credits);
+    put_uint(&o, "credits_free", p->credits_free);
+    put_uint(&o, "queued", p->queued);
+    put_uint(&o, "eta_ms", p->eta_ms);
+    put_uint(&o, "admitted", p->admitted);
+    close_object(&o);
+    return true;
+}
+
 void admin_status_json(const struct admin_view *v, struct strbuf *out)
 {
     struct coord_stats st;
@@ -101,24 +140,15 @@ void admin_status_json(const struct admin_view *v, struct strbuf *out)
     put_uint(&o, "forms_failed", st.forms_failed);
     put_uint(&o, "stale_dropped", st.stale_dropped);
     put_uint(&o, "duplicate_dropped", st.duplicate_dropped);
+    put_uint(&o, "prefill_tokens", st.prefill_tokens);
+    put_uint(&o, "prefix_hit_tokens", st.prefix_hit_tokens);
+    key(&o, "pools");
+    strbuf_puts(out, "[");
+    coord_each_pool(v->core, add_pool, &(struct list){.view = v, .out = out});
+    strbuf_puts(out, "]");
     put_uint(&o, "rss_bytes", admin_rss_bytes());
     put_uint(&o, "pid", (uint64_t)getpid());
     close_object(&o);
-}
-
-// A list being written by a view's callback.
-struct list {
-    const struct admin_view *view;
-    struct strbuf *out;
-    bool some;
-};
-
-static struct object next_object(struct list *l)
-{
-    if (l->some)
-        strbuf_add(l->out, ",", 1);
-    l->some = true;
-    return open_object(l->out);
 }
 
 static void put_gpu(struct object *o, const struct gpu_figures *g)
@@ -197,6 +227,9 @@ static bool add_replica(void *arg, const struct coord_replica_view *r)
     struct object o = next_object(l);
     put_uint(&o, "id", r->id);
     put_uint(&o, "epoch", r->epoch);
+    put_text(&o, "pool", r->pool);
+    put_text(&o, "model", r->model);
+    put_text(&o, "version", r->version);
     put_text(&o, "state", coord_replica_state_name(r->state));
     put_text(&o, "role", coord_role_name(r->role));
     put_bool(&o, "serves", r->serves);
@@ -220,6 +253,8 @@ static bool add_replica(void *arg, const struct coord_replica_view *r)
     put_uint(&o, "max_context", r->max_context);
     put_uint(&o, "kv_blocks", r->kv_blocks);
     put_uint(&o, "kv_free", r->kv_free);
+    put_uint(&o, "cached_blocks", r->cached_blocks);
+    put_uint(&o, "slowness_percent", (uint64_t)(100 * r->slowness));
     put_uint(&o, "block_tokens", r->block_tokens);
     put_uint(&o, "steps", r->steps);
     put_text(&o, "transport",
@@ -284,6 +319,8 @@ static bool add_request(void *arg, const struct coord_request_view *r)
     put_uint(&o, "effective_band", r->lane_band);
     put_text(&o, "tenant", r->tenant);
     put_uint(&o, "preemptions", r->preemptions);
+    put_text(&o, "pool", r->pool);
+    put_text(&o, "model", r->model);
     put_uint(&o, "replica", r->replica);
     put_uint(&o, "position", r->state == COORD_REQ_QUEUED ? r->position : 0);
     put_uint(&o, "age_ms", since_ms(l->view->now_us, r->submitted_us));

@@ -295,6 +295,56 @@ static void breakers(const struct coord *core, struct strbuf *out)
     coord_each_breaker(core, put_breaker, out);
 }
 
+static void routing(const struct coord_stats *st, struct strbuf *out)
+{
+    header(out, "hadal_routed_total", "counter", "Requests sent to a replica, by why to that one.");
+    for (int i = 0; i <= ROUTED_GIVEN; i++)
+        labelled(out, "hadal_routed_total", "by", coord_routed_name((enum routed)i), st->routed[i]);
+    counter(out, "hadal_prefill_tokens_total",
+            "Tokens of prompts and journals of dispatches that have answered.", st->prefill_tokens);
+    counter(out, "hadal_prefix_hit_tokens_total", "Of them, found in a prefix cache.",
+            st->prefix_hit_tokens);
+    gauge(out, "hadal_prefix_blocks_known", "Blocks of prefix caches that requests are sent by.",
+          st->cached_blocks);
+    counter(out, "hadal_prefix_resyncs_total", "Times that a report of a prefix cache was missing.",
+            st->cache_resyncs);
+}
+
+// One series of each pool.
+static const struct {
+    const char *name, *type, *help;
+} pool_metrics[] = {
+    {"hadal_pool_replicas_ready", "gauge", "Ready replicas of the pool."},
+    {"hadal_pool_queue_length", "gauge", "Requests waiting for the pool."},
+    {"hadal_pool_queue_eta_milliseconds", "gauge", "Estimated wait there of one that came now."},
+    {"hadal_pool_credits", "gauge", "Requests that its ready replicas run at once."},
+    {"hadal_pool_credits_free", "gauge", "Of them, free."},
+    {"hadal_pool_admitted_total", "counter", "Requests that the pool was chosen for."},
+};
+enum { POOL_METRICS = sizeof pool_metrics / sizeof *pool_metrics };
+
+struct pools_out {
+    struct strbuf *out;
+    int metric;
+};
+
+static bool put_pool(void *arg, const struct coord_pool_view *p)
+{
+    const struct pools_out *o = arg;
+    const uint64_t values[POOL_METRICS] = {p->replicas_ready, p->queued,       p->eta_ms,
+                                           p->credits,        p->credits_free, p->admitted};
+    labelled(o->out, pool_metrics[o->metric].name, "pool", p->name, values[o->metric]);
+    return true;
+}
+
+static void pools(const struct coord *core, struct strbuf *out)
+{
+    for (int i = 0; i < POOL_METRICS; i++) {
+        header(out, pool_metrics[i].name, pool_metrics[i].type, pool_metrics[i].help);
+        coord_each_pool(core, put_pool, &(struct pools_out){out, i});
+    }
+}
+
 static void work(const struct coord_stats *st, struct strbuf *out)
 {
     counter(out, "hadal_tokens_total", "Tokens generated.", st->tokens);
@@ -374,6 +424,8 @@ void admin_metrics(const struct admin_view *v, struct strbuf *out)
     requests(&st, out);
     tenants(v->core, out);
     breakers(v->core, out);
+    pools(v->core, out);
+    routing(&st, out);
     work(&st, out);
     transfers(&st, out);
     clients(v->counters, out);

@@ -37,7 +37,7 @@ struct yaml {
     int64_t *kv_min_tokens, *kv_lease_ms, *long_prompt_tokens;
     int64_t *replicas, *prefill, *decode, *stages, *tensor;
     int64_t *heartbeat_ms, *heartbeat_timeout_ms, *hang_ms, *warmup_timeout_ms;
-    int64_t *queue_limit, *default_deadline_ms, *grace_ms, *retention_ms, *retain_limit;
+    int64_t *prefix_blocks, *queue_limit, *default_deadline_ms, *grace_ms, *retention_ms, *retain_limit;
     char *store, *name, *cluster, *cluster_key, *advertise, *copies;
     int64_t *lease_ms;
     char *probe_prompt;
@@ -123,6 +123,7 @@ static const cyaml_schema_field_t fields[] = {
     NUMBER(heartbeat_timeout_ms),
     NUMBER(hang_ms),
     NUMBER(warmup_timeout_ms),
+    NUMBER(prefix_blocks),
     NUMBER(queue_limit),
     NUMBER(default_deadline_ms),
     NUMBER(grace_ms),
@@ -242,6 +243,7 @@ static enum status take_numbers(const char *path, const struct yaml *y,
         {"heartbeat_timeout_ms", y->heartbeat_timeout_ms, &c->core.heartbeat_timeout_ms, 10, day},
         {"hang_ms", y->hang_ms, &c->core.hang_ms, 10, day},
         {"warmup_timeout_ms", y->warmup_timeout_ms, &c->core.warmup_timeout_ms, 100, day},
+        {"prefix_blocks", y->prefix_blocks, &c->core.prefix_blocks, 0, 1 << 26},
         {"queue_limit", y->queue_limit, &c->core.queue_limit, 1, 1 << 20},
         {"default_deadline_ms", y->default_deadline_ms, &c->core.default_deadline_ms, 0, day},
         {"grace_ms", y->grace_ms, &c->core.grace_ms, 0, day},

@@ -50,6 +50,7 @@ void coord_config_default(struct coord_config *cfg)
         .long_prompt_tokens = 512,
         .kv_lease_ms = 10000,
         .kv_retry_ms = 200,
+        .prefix_blocks = 1 << 20,
         .queue_limit = 1024,
         .queue_tokens_limit = 16 << 20,
         .queued_notice_ms = 500,

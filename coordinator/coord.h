@@ -152,8 +152,10 @@ struct coord_config {
     uint32_t kv_lease_ms;        // of a transfer whose source has computed all of it
     uint32_t kv_retry_ms;        // after one that failed
     // Requests.
-    uint32_t max_context;         // tokens; used until a lead told its own. 0 = not known yet
-    uint32_t queue_limit;         // requests waiting
+    uint32_t
+        prefix_blocks;    // of replicas' prefix caches that are known; 0 = requests go by key alone
+    uint32_t max_context; // tokens; used until a lead told its own. 0 = not known yet
+    uint32_t queue_limit; // requests waiting
     uint64_t queue_tokens_limit;  // prompt tokens waiting
     uint32_t queued_notice_ms;    // how often waiting requests are told their new places
     uint32_t default_deadline_ms; // for requests that name none; 0 = wait without end
@@ -439,6 +441,9 @@ struct coord_replica_view {
     uint32_t prepared_n, formed_n; // ranks that have loaded, that are ready
     uint32_t running;              // requests placed on it
     uint32_t reserved;             // places held for requests whose KV is on its way
+    uint32_t cached_blocks;        // known of its prefix cache
+    uint64_t cache_digest;         // of them: as node_cache_digest when nothing is under way
+    float slowness;                // against its pool, 1 = as the others
     uint32_t credits;              // how many it may have; 0 unless ready
     uint32_t max_context, kv_blocks, kv_free, block_tokens, waiting;
     enum transport_choice transport; // among its ranks; AUTO: not formed, or one rank
@@ -477,6 +482,16 @@ struct coord_request_view {
     uint32_t prompt_n, tokens_n;
 };
 
+// How a replica was chosen (routing.c).
+enum routed {
+    ROUTED_RING,    // the key's place on the ring
+    ROUTED_SECOND,  // the next one there, which was faster or emptier
+    ROUTED_PREFIX,  // it has the beginning of the prompt
+    ROUTED_SPILLED, // all others were at their share of the load
+    ROUTED_GIVEN,   // a place that was made for it, or its KV was moved there
+};
+const char *coord_routed_name(enum routed r); // "ring", ...
+
 struct coord_stats {
     uint32_t nodes, nodes_usable; // connected; free or in a replica
     uint32_t replicas, replicas_ready;
@@ -498,6 +513,11 @@ struct coord_stats {
     uint64_t kv_tokens, kv_bytes, kv_us;      // of those that landed
     uint64_t prompts_apart;                   // long prompts given to a replica for prefill
     uint64_t handed_plain;                    // running requests handed over without their KV
+    uint64_t routed[ROUTED_GIVEN + 1]; // dispatches
+    uint64_t prefill_tokens,
+        prefix_hit_tokens;      // of prompts and journals dispatched; of them cached
+    uint64_t cache_resyncs;     // reports of a prefix cache that were missing
+    uint64_t cached_blocks;     // known in all replicas
     uint64_t stale_dropped;     // messages of an old epoch or of a replaced connection
     uint64_t duplicate_dropped; // tokens that were known already
     uint64_t protocol_errors;

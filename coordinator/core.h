@@ -14,14 +14,16 @@
 //   tokens.c     how tokens enter the journals
 //   transfer.c   KV on its way from one replica to another
 //   handover.c   running requests go on elsewhere, with their KV or without
-//   dispatch.c   the queues' order, routing
+//   routing.c    which replica a request goes to
+//   caches.c     what replicas told of their prefix caches
+//   dispatch.c   the queues' order
 //   preempt.c    running requests give way to higher bands
 //   breakers.c   rules of the configuration
 //   notices.c    places and estimates told to those who wait
 //   admin.c      operators' commands
 //   views.c      read-only views and coord_check
 // Leaves that decide without this state: arena, timers, queue, fair, tenants, ring, eta, placement,
-// health, request.
+// health, request, kvindex, latency.
 #pragma once
 
 #include "base/sm.h"
@@ -32,6 +34,8 @@
 #include "coordinator/fair.h"
 #include "coordinator/kvrate.h"
 #include "coordinator/idmap.h"
+#include "coordinator/kvindex.h"
+#include "coordinator/latency.h"
 #include "coordinator/pace.h"
 #include "coordinator/probe.h"
 #include "coordinator/queue.h"
@@ -152,6 +156,15 @@ struct prober {
     struct timer timer;
 };
 
+// What it told of its prefix cache in this epoch (caches.c).
+struct cache {
+    uint64_t *names; // owned; by block, 0 = none; NULL: nothing was told yet
+    uint32_t blocks; // that are followed
+    uint32_t named;
+    uint64_t digest, seq; // seq: of the last report
+    bool asked;           // all of it is to come again
+};
+
 struct replica {
     uint64_t id, epoch; // epoch 0 = vacant
     struct pool *pool;  // never changes
@@ -179,6 +192,8 @@ struct replica {
     struct timer timer, cancel_timer;
     struct prober probe;
     struct pace pace;
+    struct latency latency;
+    struct cache cache;
     uint64_t busy_us, busy_step; // last step that left work; 0 = idle
     uint64_t slow_since_us, slow_acquitted_us;
     uint32_t full_seqs; // credits once its trial is over
@@ -207,6 +222,9 @@ struct pool {
     struct eta eta;
     struct kvrate kvrate;
     uint32_t landed_n; // transfers that wait for their source to let go
+    struct kvindex caches;      // of its replicas' prefix caches
+    uint32_t block_tokens;     // 0 = not known
+    struct latency latency;    // of all its replicas
     uint32_t max_context;      // 0 = not known
     struct probe_answer known; // n 0 = not yet
     uint64_t known_fingerprint;
@@ -407,6 +425,16 @@ static inline bool request_is_live(const struct request *q)
 void requests_tokens(struct coord *c, struct replica *r, const struct msg_tokens *t);
 void requests_cancelled(struct coord *c, struct replica *r, uint64_t id);
 
+// ---- routing.c ----
+struct replica *route(struct coord *c, struct request *q); // NULL: no place for it now
+void routing_first_token(struct coord *c, struct request *q, const struct token_out *t);
+void routing_step(struct coord *c, struct replica *r, uint64_t us);
+
+// ---- caches.c ----
+void cache_begin(struct coord *c, struct replica *r); // a new epoch: all is empty
+void cache_drop(struct replica *r);
+void cache_report(struct coord *c, struct replica *r, const struct msg_kv_cached *m);
+
 // ---- dispatch.c ----
 void request_enqueue(struct coord *c, struct request *q);
 void request_dequeue(struct coord *c, struct request *q);
@@ -414,7 +442,6 @@ void request_unplace(struct coord *c, struct request *q); // off its replica's l
 void request_leave(struct coord *c, struct request *q, enum coord_request_state to); // + CANCEL
 void dispatch_pump(struct coord *c);
 bool dispatch_to(struct coord *c, struct request *q, struct replica *r); // false: it ended q
-struct replica *route(const struct coord *c, const struct request *q);   // NULL = no place
 
 // ---- handover.c ----
 void handover_pump(struct coord *c);

@@ -99,48 +99,6 @@ void request_leave(struct coord *c, struct request *q, enum coord_request_state 
 
 // ---- routing ----
 
-struct routing {
-    const struct coord *c;
-    const struct request *q;
-    uint32_t cap;
-};
-
-static bool replica_takes(const struct routing *w, const struct replica *r)
-{
-    return replica_load(r) < r->max_seqs && !(w->q->class == QUEUE_SUSPECT && r->suspects);
-}
-
-static bool fits_cap(void *arg, uint64_t id)
-{
-    const struct routing *w = arg;
-    const struct replica *r = replicas_find(w->c, id);
-    return replica_takes(w, r) && replica_load(r) < w->cap;
-}
-
-static bool fits(void *arg, uint64_t id)
-{
-    const struct routing *w = arg;
-    return replica_takes(w, replicas_find(w->c, id));
-}
-
-// The key's replica, or the next on the ring that is under the cap; when those that are have no
-// credit (replicas of different sizes), whoever has one. Before all, one that has some of its KV.
-// NULL: nobody.
-struct replica *route(const struct coord *c, const struct request *q)
-{
-    const struct pool *p = q->pool;
-    if (p->load >= p->credits)
-        return NULL;
-    struct routing w = {c, q, ring_cap(p->load, p->warm_n)};
-    struct replica *near = q->prefer ? replicas_find(c, q->prefer) : NULL;
-    if (near && near->serves && near->pool == p && replica_takes(&w, near))
-        return near;
-    uint64_t id = ring_pick(&p->ring, q->key, fits_cap, &w);
-    if (!id)
-        id = ring_pick(&p->ring, q->key, fits, &w);
-    return id ? replicas_find(c, id) : NULL;
-}
-
 // The context of the replica decides what a request that names no max_tokens may have.
 static bool request_fits(struct request *q, const struct replica *r)
 {
@@ -182,6 +140,7 @@ bool dispatch_to(struct coord *c, struct request *q, struct replica *r)
     request_dequeue(c, q);
     request_place(c, q, r);
     c->stats.dispatches++;
+    c->stats.routed[q->routed]++;
     c->stats.moves += q->dispatches > 0;
     if (q->dispatches++ == 0) {
         q->started_us = c->now_us;

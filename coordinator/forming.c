@@ -269,6 +269,7 @@ void replica_formed(struct coord *c, struct member *m, const struct msg_formed *
         r->kv_blocks = r->kv_free = f->kv_blocks;
         r->block_tokens = f->block_tokens;
         r->transport = f->transport;
+        cache_begin(c, r);
     }
     l->phase = RANK_FORMED;
     if (++r->formed_n == r->pool->ranks_n)

@@ -81,7 +81,7 @@ struct replica *handover_pair(const struct coord *c, const struct request *q,
 {
     struct replica *best = NULL;
     if (!q->pool->prefill_n || q->kv_tries || q->class == QUEUE_SUSPECT ||
-        q->prompt_n + q->emitted_n < c->cfg.long_prompt_tokens || q->prefer == target->id)
+        q->prompt_n + q->emitted_n - q->hint_n < c->cfg.long_prompt_tokens || q->prefer == target->id)
         return NULL;
     for (uint32_t i = 0; i < c->replicas_n; i++) {
         struct replica *r = c->replicas[i];

@@ -110,6 +110,10 @@ void members_msg(struct coord *c, uint64_t conn, const struct msg *msg)
         if (from_lead(c, m, msg->tokens.replica, msg->tokens.epoch))
             requests_tokens(c, m->replica, &msg->tokens);
         break;
+    case MSG_KV_CACHED:
+        if (from_lead(c, m, msg->kv_cached.replica, msg->kv_cached.epoch))
+            cache_report(c, m->replica, &msg->kv_cached);
+        break;
     case MSG_CANCELLED:
         if (from_lead(c, m, msg->cancelled.replica, msg->cancelled.epoch))
             requests_cancelled(c, m->replica, msg->cancelled.request);

@@ -90,6 +90,7 @@ void pools_free(struct coord *c)
     for (uint32_t i = 0; i < c->pools_n; i++) {
         struct pool *p = c->pools[i];
         ring_finish(&p->ring);
+        kvindex_finish(&p->caches);
         free((char *)p->set.name);
         free((char *)p->set.model);
         free((char *)p->set.version);

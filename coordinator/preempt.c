@@ -95,6 +95,7 @@ void preempt_pump(struct coord *c, struct pool *p)
            (v = victim(c, p, lowest_soft(p)))) {
         struct replica *r = v->replica;
         give_way(c, v, q);
+        q->routed = ROUTED_GIVEN;
         dispatch_to(c, q, r);
     }
 }

@@ -237,9 +237,11 @@ void quarantine_pace_timer(struct coord *c)
 void quarantine_pace(struct coord *c, struct replica *r, const struct msg_tokens *t)
 {
     bool busy = r->busy_us != 0;
-    if (busy && t->step > r->busy_step && t->tokens_n)
-        pace_step(&r->pace, (c->now_us - r->busy_us) / (t->step - r->busy_step), t->tokens_n,
-                  c->now_us);
+    if (busy && t->step > r->busy_step && t->tokens_n) {
+        uint64_t us = (c->now_us - r->busy_us) / (t->step - r->busy_step);
+        pace_step(&r->pace, us, t->tokens_n, c->now_us);
+        routing_step(c, r, us);
+    }
     r->busy_us = t->running ? c->now_us : 0;
     r->busy_step = t->step;
 }

@@ -64,6 +64,7 @@ void replicas_free(struct coord *c)
         links_clear(r);
         free(r->links);
         free(r->ranks);
+        cache_drop(r);
         free(r->fault);
         free(r);
     }
@@ -202,6 +203,8 @@ void replica_fence(struct coord *c, struct replica *r, const struct fence *f)
     core_disarm(c, &r->cancel_timer);
     prober_reset(c, r);
     r->pace = (struct pace){0};
+    r->latency = (struct latency){0};
+    cache_drop(r);
     r->busy_us = r->slow_since_us = 0;
     transfers_leave_source(c, r);
     move_requests(c, r, f->kind);

@@ -60,6 +60,8 @@ struct request {
     uint8_t lane_band;      // band that it waits, or was last dispatched, in: `band` and ageing
     enum queue_class class; // while QUEUED
     uint32_t preemptions;   // so often
+    enum routed routed;     // how its last replica was chosen
+    uint32_t hint_n;        // tokens that it seemed to have cached
 
     struct request *prev, *next;    // in the one list that the state names (core.h)
     struct request *before, *after; // among all, in the order of their arrival

@@ -46,6 +46,7 @@ static void grow_journal(struct coord *c, struct request *q, const struct token_
 {
     note_time(c, q);
     if (q->emitted_n == q->dispatch_index) {
+        routing_first_token(c, q, t);
         backlog_measure(c, q, t);
         backlog_clear(q);
     }

@@ -22,6 +22,8 @@ void coord_stats(const struct coord *c, struct coord_stats *out)
         out->nodes_usable += m->state == COORD_NODE_FREE || m->state == COORD_NODE_IN_REPLICA;
     }
     out->replicas = c->replicas_n;
+    for (uint32_t i = 0; i < c->replicas_n; i++)
+        out->cached_blocks += c->replicas[i]->cache.named;
     for (uint32_t i = 0; i < c->pools_n; i++) {
         const struct pool *p = c->pools[i];
         out->replicas_ready += p->ready_n;
@@ -122,6 +124,9 @@ void coord_each_replica(const struct coord *c,
             .formed_n = r->formed_n,
             .running = replica_load(r) - r->reserved_n,
             .reserved = r->reserved_n,
+            .cached_blocks = r->cache.named,
+            .cache_digest = r->cache.digest,
+            .slowness = (float)latency_factor(&r->latency, &r->pool->latency, c->now_us),
             .credits = r->state == COORD_REPLICA_READY ? r->max_seqs : 0,
             .max_context = r->max_context,
             .kv_blocks = r->kv_blocks,
@@ -376,8 +381,20 @@ struct books { // of a pool's replicas, as counted
 };
 
 // Returns the number of placed requests that the client still waits for.
+static void check_cache(const struct replica *r)
+{
+    const struct cache *k = &r->cache;
+    uint32_t named = 0;
+    assert(r->state != COORD_REPLICA_VACANT || (!k->names && !k->blocks));
+    for (uint32_t i = 0; k->names && i < k->blocks; i++) {
+        named += k->names[i] != 0;
+    }
+    assert(named == k->named);
+}
+
 static uint32_t check_replica(const struct coord *c, const struct replica *r, struct books *k)
 {
+    check_cache(r);
     check_ranks(c, r);
     check_places(r);
     bool ready = r->state == COORD_REPLICA_READY;

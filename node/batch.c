@@ -238,6 +238,26 @@ enum status batch_cancel(struct batch *b, uint64_t request)
     return STATUS_OK;
 }
 
+uint32_t batch_kv_changes(struct batch *b, struct kv_change *out, uint32_t max)
+{
+    return kvpool_changes(b->pool, out, max);
+}
+
+uint32_t batch_kv_changes_n(const struct batch *b)
+{
+    return kvpool_changes_n(b->pool);
+}
+
+void batch_kv_tell_all(struct batch *b)
+{
+    kvpool_tell_all(b->pool);
+}
+
+uint64_t batch_kv_digest(const struct batch *b)
+{
+    return kvpool_digest(b->pool);
+}
+
 struct batch_load batch_load(const struct batch *b)
 {
     return (struct batch_load){

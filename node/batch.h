@@ -112,6 +112,12 @@ void batch_lease_close(struct batch *b, struct batch_lease *l);
 // while leases hold some.
 bool batch_starved(struct batch *b);
 
+// What changed in the prefix cache (kvpool.h).
+uint32_t batch_kv_changes(struct batch *b, struct kv_change *out, uint32_t max);
+uint32_t batch_kv_changes_n(const struct batch *b);
+void batch_kv_tell_all(struct batch *b);
+uint64_t batch_kv_digest(const struct batch *b);
+
 struct batch_load {
     uint32_t running, waiting, under_way; // sequences, sequences, plans
     uint32_t kv_blocks, kv_free;

@@ -13,6 +13,7 @@
 
 #include "base/hash.h"
 #include "base/mem.h"
+#include "proto/msg.h"
 
 enum { NONE = UINT32_MAX };
 
@@ -26,6 +27,8 @@ struct block {
     uint64_t parent_serial; // of the block before, 0 = first
     uint32_t bucket_next;   // of the same hash bucket
     uint32_t prev, next;    // free stack (next only) or cached list
+    uint32_t untold_next;   // of the queue of those to be told; NONE = the last
+    bool untold;
 };
 
 struct kvpool {
@@ -37,6 +40,7 @@ struct kvpool {
     uint32_t free_top, free_n;
     uint32_t lru_first, lru_last, lru_n; // first = least recently used
     uint64_t serials;
+    uint32_t untold_first, untold_last, untold_n;
 };
 
 static uint32_t buckets_for(uint32_t blocks)
@@ -67,7 +71,7 @@ struct kvpool *kvpool_create(const struct kvpool_config *config)
     p->buckets = mem_zalloc(buckets, sizeof *p->buckets);
     memset(p->buckets, 0xff, buckets * sizeof *p->buckets);
     p->bucket_mask = buckets - 1;
-    p->free_top = p->lru_first = p->lru_last = NONE;
+    p->free_top = p->lru_first = p->lru_last = p->untold_first = p->untold_last = NONE;
     for (uint32_t i = p->blocks_n; i-- > 0;)
         free_push(p, i);
     return p;
@@ -111,6 +115,35 @@ static void lru_remove(struct kvpool *p, uint32_t i)
     p->lru_n--;
 }
 
+static void untold_add(struct kvpool *p, uint32_t i)
+{
+    struct block *b = &p->blocks[i];
+    if (b->untold)
+        return;
+    b->untold = true;
+    b->untold_next = NONE;
+    if (p->untold_last == NONE)
+        p->untold_first = i;
+    else
+        p->blocks[p->untold_last].untold_next = i;
+    p->untold_last = i;
+    p->untold_n++;
+}
+
+static bool untold_pop(struct kvpool *p, uint32_t *i_out)
+{
+    uint32_t i = p->untold_first;
+    if (i == NONE)
+        return false;
+    p->untold_first = p->blocks[i].untold_next;
+    if (p->untold_first == NONE)
+        p->untold_last = NONE;
+    p->blocks[i].untold = false;
+    p->untold_n--;
+    *i_out = i;
+    return true;
+}
+
 static void unname(struct kvpool *p, uint32_t i)
 {
     struct block *b = &p->blocks[i];
@@ -122,6 +155,7 @@ static void unname(struct kvpool *p, uint32_t i)
     *at = b->bucket_next;
     b->hash = 0;
     b->serial = 0;
+    untold_add(p, i);
 }
 
 uint32_t kvpool_available(const struct kvpool *p)
@@ -225,6 +259,7 @@ static void name(struct kvpool *p, struct kv_chain *chain, uint64_t hash, const 
     p->buckets[hash & p->bucket_mask] = block;
     chain->hash = hash;
     chain->serial = b->serial;
+    untold_add(p, block);
 }
 
 void kvpool_publish(struct kvpool *p, struct kv_chain *chain, const int32_t *tokens, uint32_t block)
@@ -248,6 +283,38 @@ void kvpool_publish(struct kvpool *p, struct kv_chain *chain, const int32_t *tok
         free_push(p, other);
     }
     name(p, chain, hash, tokens, block);
+}
+
+uint32_t kvpool_changes_n(const struct kvpool *p)
+{
+    return p->untold_n;
+}
+
+uint32_t kvpool_changes(struct kvpool *p, struct kv_change *out, uint32_t max)
+{
+    uint32_t n = 0, i;
+    while (n < max && untold_pop(p, &i))
+        out[n++] = (struct kv_change){.block = i, .name = p->blocks[i].hash};
+    return n;
+}
+
+void kvpool_tell_all(struct kvpool *p)
+{
+    uint32_t i;
+    while (untold_pop(p, &i))
+        ;
+    for (i = 0; i < p->blocks_n; i++)
+        if (p->blocks[i].hash != 0)
+            untold_add(p, i);
+}
+
+uint64_t kvpool_digest(const struct kvpool *p)
+{
+    uint64_t d = 0;
+    for (uint32_t i = 0; i < p->blocks_n; i++)
+        if (p->blocks[i].hash != 0)
+            d ^= hash_pair(i, p->blocks[i].hash);
+    return d;
 }
 
 static void check_block(const struct kvpool *p, uint32_t i, uint32_t refs)
@@ -285,4 +352,11 @@ void kvpool_check(const struct kvpool *p, const uint32_t *refs)
         unused++;
     }
     assert(cached == p->lru_n && unused == p->free_n);
+    uint32_t untold = 0;
+    for (uint32_t i = p->untold_first; i != NONE && untold <= p->untold_n;
+         i = p->blocks[i].untold_next) {
+        assert(p->blocks[i].untold);
+        untold++;
+    }
+    assert(untold == p->untold_n);
 }

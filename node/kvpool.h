@@ -51,5 +51,15 @@ bool kvpool_find(const struct kvpool *p, struct kv_chain *chain, const int32_t *
 void kvpool_publish(struct kvpool *p, struct kv_chain *chain, const int32_t *tokens,
                     uint32_t block);
 
+// What the names of blocks became since they were told last: at most `max` blocks, each with its
+// name now (0: none). A block that changed several times counts once, so what is left to tell is
+// bounded by the number of blocks.
+struct kv_change;
+uint32_t kvpool_changes(struct kvpool *p, struct kv_change *out, uint32_t max);
+uint32_t kvpool_changes_n(const struct kvpool *p);
+void kvpool_tell_all(struct kvpool *p); // all named blocks count as changed, and only they
+// Of all names and where they are; equal for equal pools. O(blocks), for tests.
+uint64_t kvpool_digest(const struct kvpool *p);
+
 // Asserts the invariants above, and that the references of each block equal refs[block].
 void kvpool_check(const struct kvpool *p, const uint32_t *refs);

@@ -172,6 +172,10 @@ static void on_msg(struct node *n, const struct msg *m)
         node_on_cancel(n, m->cancel.request);
         node_pump(n);
         return;
+    case MSG_KV_LIST:
+        if (admissible(n, m->kv_list.replica, m->kv_list.epoch))
+            node_on_kv_list(n, m->kv_list.all);
+        return;
     case MSG_KV_RECEIVE:
         if (admissible(n, m->kv_receive.replica, m->kv_receive.epoch))
             node_on_kv_receive(n, &m->kv_receive);
@@ -258,6 +262,7 @@ void node_step(struct node *n, const struct node_event *ev, struct node_actions 
     assert(ev->now_us >= n->now_us);
     n->now_us = ev->now_us;
     n->actions_n = n->traces_n = 0;
+    n->cache_told = false;
     switch (ev->kind) {
     case NODE_EV_COORD_UP:
         n->coord_up = true;
@@ -314,6 +319,16 @@ uint32_t node_sequences(const struct node *n)
         return 0;
     struct batch_load load = batch_load(n->batch);
     return load.running + load.waiting;
+}
+
+uint64_t node_cache_digest(const struct node *n)
+{
+    return n->batch != NULL ? batch_kv_digest(n->batch) : 0;
+}
+
+uint32_t node_cache_untold(const struct node *n)
+{
+    return n->batch != NULL ? batch_kv_changes_n(n->batch) : 0;
 }
 
 bool node_has_request(const struct node *n, uint64_t request)

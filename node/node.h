@@ -133,6 +133,9 @@ uint32_t node_transfers(const struct node *n); // with blocks held for them
 // When the first of their leases runs out, of those that are not being stopped; UINT64_MAX = none.
 uint64_t node_lease_us(const struct node *n);
 bool node_has_request(const struct node *n, uint64_t request);
+// Of the prefix cache of a working lead; 0 otherwise: for the simulator.
+uint64_t node_cache_digest(const struct node *n);
+uint32_t node_cache_untold(const struct node *n); // changes not reported yet
 // Asserts every invariant of core, scheduler and KV pool (references add up, each sequence in one
 // state). The simulator calls it after every step; costs O(blocks).
 void node_check(const struct node *n);

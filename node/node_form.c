@@ -108,6 +108,7 @@ static bool start_batch(struct node *n, const struct engine_formed *f, struct er
     n->batch = batch_create(&c, e);
     if (n->batch == NULL)
         return false;
+    node_cache_begin(n);
     n->pipeline = f->pipeline;
     n->submit_us = mem_zalloc(f->pipeline, sizeof *n->submit_us);
     node_reserve_actions(n, (size_t)batch_slots(n->batch) + f->pipeline + NODE_TRACES +

@@ -64,6 +64,13 @@ struct node {
     uint32_t pipeline;   // of the ring
     uint64_t submitted, returned;
 
+    // Reports of the prefix cache (node_cache.c).
+    uint64_t cache_seq;    // of the last one in this epoch
+    bool cache_reset;      // the next one starts anew
+    uint32_t cache_silent; // steps since then
+    bool cache_told;       // in this step of the core: the report borrows cache_changes
+    struct kv_change cache_changes[MSG_KV_CHANGES];
+
     struct node_counters counters;
     struct node_pulse pulse;
 
@@ -105,6 +112,13 @@ void node_fault(struct node *n, const struct step_result *r, const char *text);
 void node_on_dispatch(struct node *n, const struct msg_dispatch *d);
 void node_on_cancel(struct node *n, uint64_t request);
 void node_on_step(struct node *n, const struct step_result *r);
+
+// ---- node_cache.c: a READY lead's reports of its prefix cache
+
+void node_cache_begin(struct node *n);   // a new batch, empty
+void node_cache_stepped(struct node *n); // reports now and then
+void node_on_kv_list(struct node *n, bool all);
+
 // As many plans as the pipeline takes.
 void node_pump(struct node *n);
 

@@ -278,6 +278,7 @@ static void ended(struct node *n, struct transfer *t, const struct kv_report *r)
         o.tokens_n = l->named * n->block_tokens;
     }
     send_done(n, &o);
+    node_cache_stepped(n); // no step may follow
     if (l->role == KV_ROLE_TARGET && r->whole && t->state == TRANSFER_MOVING)
         enter(t, TRANSFER_HELD);
     else

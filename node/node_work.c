@@ -50,8 +50,10 @@ void node_on_dispatch(struct node *n, const struct msg_dispatch *d)
 
 void node_on_cancel(struct node *n, uint64_t request)
 {
-    if (batch_cancel(n->batch, request) != STATUS_PENDING)
+    if (batch_cancel(n->batch, request) != STATUS_PENDING) {
         send_cancelled(n, request);
+        node_cache_stepped(n); // it may have been the last one: no more steps follow
+    }
 }
 
 void node_pump(struct node *n)
@@ -90,4 +92,5 @@ void node_on_step(struct node *n, const struct step_result *r)
     }
     for (uint32_t i = 0; i < out.cancelled_n; i++)
         send_cancelled(n, out.cancelled[i]);
+    node_cache_stepped(n);
 }

@@ -44,6 +44,10 @@ const char *msg_kind_name(enum msg_kind k)
         return "PREPARED";
     case MSG_LINK:
         return "LINK";
+    case MSG_KV_CACHED:
+        return "KV_CACHED";
+    case MSG_KV_LIST:
+        return "KV_LIST";
     case MSG_KV_READY:
         return "KV_READY";
     case MSG_KV_DONE:
@@ -180,6 +184,10 @@ static struct msg *pack_msg(struct packer *p, const struct msg *m)
     case MSG_LINK:
         copy.link.members = pack_members(p, copy.link.members, copy.link.members_n);
         break;
+    case MSG_KV_CACHED:
+        copy.kv_cached.changes = pack(p, m->kv_cached.changes,
+                                      m->kv_cached.changes_n * sizeof *m->kv_cached.changes);
+        break;
     case MSG_KV_RECEIVE:
         pack_transfer(p, &copy.kv_receive.tokens, m->kv_receive.tokens_n, &copy.kv_receive.source);
         break;
@@ -200,6 +208,7 @@ static struct msg *pack_msg(struct packer *p, const struct msg *m)
     case MSG_WELCOME:
     case MSG_DISSOLVE:
     case MSG_CANCEL:
+    case MSG_KV_LIST:
     case MSG_KV_READY:
     case MSG_KV_CANCEL:
         break;
@@ -263,6 +272,15 @@ void msg_describe(const struct msg *m, char *buf, size_t n)
         return;
     case MSG_DISSOLVE:
         snprintf(buf, n, "%s r%llu/e%llu", kind, ull(m->dissolve.replica), ull(m->dissolve.epoch));
+        return;
+    case MSG_KV_CACHED:
+        snprintf(buf, n, "%s r%llu/e%llu report %llu%s changes %u", kind, ull(m->kv_cached.replica),
+                 ull(m->kv_cached.epoch), ull(m->kv_cached.seq),
+                 m->kv_cached.reset ? " of all" : "", m->kv_cached.changes_n);
+        return;
+    case MSG_KV_LIST:
+        snprintf(buf, n, "%s r%llu/e%llu%s", kind, ull(m->kv_list.replica), ull(m->kv_list.epoch),
+                 m->kv_list.all ? " all" : "");
         return;
     case MSG_KV_RECEIVE:
         snprintf(buf, n, "%s r%llu/e%llu transfer %llu tokens %u from r%llu/e%llu", kind,

@@ -86,6 +86,7 @@ enum msg_kind {
     MSG_CANCELLED, // from the lead: answer to MSG_CANCEL, no more tokens of this request follow
     MSG_FAULT,     // this rank's replica broke: which rank is suspected, and why
     MSG_PREPARED,  // answer to FORM: where this rank's peers reach it in this epoch
+    MSG_KV_CACHED, // from the lead: what changed in its prefix cache
     MSG_KV_READY,  // from the lead of a target: blocks are held, its ranks await writes
     MSG_KV_DONE,   // from either lead: its part of a transfer is over, well or not
     // coordinator -> node
@@ -95,6 +96,7 @@ enum msg_kind {
     MSG_DISPATCH,     // to the lead: start or continue a request
     MSG_CANCEL,       // to the lead
     MSG_LINK,         // all ranks are prepared: link up with them
+    MSG_KV_LIST,      // to a lead: tell what the prefix cache holds
     MSG_KV_RECEIVE,   // to a lead: take in KV blocks from another replica
     MSG_KV_SEND,      // to a lead: send KV blocks to another replica
     MSG_KV_CANCEL,    // to either lead of a transfer
@@ -267,6 +269,29 @@ struct msg_cancel {
     uint64_t replica, epoch, request;
 };
 
+// What a lead's prefix cache holds, for routing: a hint, no promise. A replica begins an epoch with
+// nothing. The reports of an epoch are numbered 1, 2, ...; after a gap the coordinator knows nothing
+// of it any more and asks with KV_LIST `all`. The next report then has `reset`, and it and those that
+// follow name all that is there.
+enum { MSG_KV_CHANGES = 1024 };
+struct kv_change {
+    uint32_t block; // below kv_blocks of FORMED
+    uint64_t name;  // hash_block of its tokens and all before them (base/hash.h); 0 = none now
+};
+
+struct msg_kv_cached {
+    uint64_t replica, epoch, seq;
+    bool reset; // forget what was said before
+    bool more;  // waits to be told; KV_LIST fetches it, or it comes with later steps
+    const struct kv_change *changes; // at most MSG_KV_CHANGES, of different blocks
+    uint32_t changes_n;
+};
+
+struct msg_kv_list {
+    uint64_t replica, epoch;
+    bool all; // from the beginning, with `reset`; else what is left to tell
+};
+
 // Moving KV: filling the prefix cache of another replica from afar. Only whole blocks move; they
 // land as named blocks, as if the target had computed them, and the next DISPATCH finds them. A
 // transfer that fails costs a computation and never an answer.
@@ -360,6 +385,8 @@ struct msg {
         struct msg_cancelled cancelled;
         struct msg_fault fault;
         struct msg_prepared prepared;
+        struct msg_kv_cached kv_cached;
+        struct msg_kv_list kv_list;
         struct msg_link link;
         struct msg_kv_ready kv_ready;
         struct msg_kv_done kv_done;

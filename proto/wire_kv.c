@@ -106,6 +106,47 @@ static void read_peer(struct wire_check *c, const Hadal__KvPeer *pb, bool member
                             .members_n = (uint32_t)pb->n_members};
 }
 
+bool wire_write_kv_cached(struct wire_arena *a, const struct msg_kv_cached *k, Hadal__KvCached *pb)
+{
+    uint32_t *blocks = wire_arena_alloc(a, k->changes_n * sizeof *blocks);
+    uint64_t *names = wire_arena_alloc(a, k->changes_n * sizeof *names);
+    if (k->changes_n && (!blocks || !names))
+        return false;
+    for (uint32_t i = 0; i < k->changes_n; i++) {
+        blocks[i] = k->changes[i].block;
+        names[i] = k->changes[i].name;
+    }
+    hadal__kv_cached__init(pb);
+    pb->replica = k->replica;
+    pb->epoch = k->epoch;
+    pb->seq = k->seq;
+    pb->reset = k->reset;
+    pb->more = k->more;
+    pb->n_blocks = pb->n_names = k->changes_n;
+    pb->blocks = blocks;
+    pb->names = names;
+    return true;
+}
+
+void wire_read_kv_cached(struct wire_check *c, const Hadal__KvCached *pb, struct msg_kv_cached *out)
+{
+    wire_check_range(c, "seq", pb->seq, 1, UINT64_MAX);
+    wire_check_range(c, "blocks", pb->n_blocks, 0, MSG_KV_CHANGES);
+    wire_check_range(c, "names", pb->n_names, pb->n_blocks, pb->n_blocks);
+    if (c->status)
+        return;
+    struct kv_change *changes = wire_alloc(c, pb->n_blocks, sizeof *changes);
+    for (size_t i = 0; changes && i < pb->n_blocks; i++)
+        changes[i] = (struct kv_change){.block = pb->blocks[i], .name = pb->names[i]};
+    *out = (struct msg_kv_cached){.replica = pb->replica,
+                                  .epoch = pb->epoch,
+                                  .seq = pb->seq,
+                                  .reset = pb->reset,
+                                  .more = pb->more,
+                                  .changes = changes,
+                                  .changes_n = (uint32_t)pb->n_blocks};
+}
+
 void wire_write_kv_ready(const struct msg_kv_ready *r, Hadal__KvReady *pb)
 {
     hadal__kv_ready__init(pb);

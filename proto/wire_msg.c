@@ -17,6 +17,8 @@ union pb {
     Hadal__Cancel cancel;
     Hadal__Prepared prepared;
     Hadal__Link link;
+    Hadal__KvCached kv_cached;
+    Hadal__KvList kv_list;
     Hadal__KvReady kv_ready;
     Hadal__KvDone kv_done;
     Hadal__KvReceive kv_receive;
@@ -550,6 +552,30 @@ static void read_cancel(struct wire_check *c, const union pb *u, struct msg *m)
 
 // ---- KV between replicas: wire_kv.c
 
+static bool write_kv_cached(struct wire_arena *a, const struct msg *m, union pb *u)
+{
+    return wire_write_kv_cached(a, &m->kv_cached, &u->kv_cached);
+}
+
+static void read_kv_cached(struct wire_check *c, const union pb *u, struct msg *m)
+{
+    wire_read_kv_cached(c, &u->kv_cached, &m->kv_cached);
+}
+
+static bool write_kv_list(struct wire_arena *a, const struct msg *m, union pb *u)
+{
+    u->kv_list = (Hadal__KvList)HADAL__KV_LIST__INIT;
+    u->kv_list.replica = m->kv_list.replica;
+    u->kv_list.epoch = m->kv_list.epoch;
+    u->kv_list.all = m->kv_list.all;
+    return true;
+}
+
+static void read_kv_list(struct wire_check *c, const union pb *u, struct msg *m)
+{
+    m->kv_list = (struct msg_kv_list){u->kv_list.replica, u->kv_list.epoch, u->kv_list.all};
+}
+
 static bool write_kv_ready(struct wire_arena *a, const struct msg *m, union pb *u)
 {
     wire_write_kv_ready(&m->kv_ready, &u->kv_ready);
@@ -620,6 +646,8 @@ static const struct codec *codec_of(uint8_t kind)
         [MSG_FAULT] = {&hadal__fault__descriptor, write_fault, read_fault},
         [MSG_PREPARED] = {&hadal__prepared__descriptor, write_prepared, read_prepared},
         [MSG_LINK] = {&hadal__link__descriptor, write_link, read_link},
+        [MSG_KV_CACHED] = {&hadal__kv_cached__descriptor, write_kv_cached, read_kv_cached},
+        [MSG_KV_LIST] = {&hadal__kv_list__descriptor, write_kv_list, read_kv_list},
         [MSG_KV_READY] = {&hadal__kv_ready__descriptor, write_kv_ready, read_kv_ready},
         [MSG_KV_DONE] = {&hadal__kv_done__descriptor, write_kv_done, read_kv_done},
         [MSG_KV_RECEIVE] = {&hadal__kv_receive__descriptor, write_kv_receive, read_kv_receive},

@@ -58,6 +58,9 @@ Hadal__LinkMember **wire_write_members(struct wire_arena *a, const struct link_m
 // The count is checked by the caller.
 const struct link_member *wire_read_members(struct wire_check *c, Hadal__LinkMember **pb, size_t n);
 
+bool wire_write_kv_cached(struct wire_arena *a, const struct msg_kv_cached *k, Hadal__KvCached *pb);
+void wire_read_kv_cached(struct wire_check *c, const Hadal__KvCached *pb,
+                         struct msg_kv_cached *out);
 void wire_write_kv_ready(const struct msg_kv_ready *r, Hadal__KvReady *pb);
 void wire_read_kv_ready(struct wire_check *c, const Hadal__KvReady *pb, struct msg_kv_ready *out);
 void wire_write_kv_done(const struct msg_kv_done *d, Hadal__KvDone *pb);

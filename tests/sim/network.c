@@ -67,6 +67,8 @@ void net_send_coord(struct world *w, uint64_t conn, const struct msg *m)
 {
     struct sim_conn *k = &w->conns[conn - 1];
     remember(w, &w->nodes[k->node], m);
+    if (m->kind == MSG_KV_CACHED && w->opt.lose_reports && world_chance(w, 0.1))
+        return;
     uint64_t at = w->now_us + net_delay(w);
     if (at < k->to_coord_us)
         at = k->to_coord_us;

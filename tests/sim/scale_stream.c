@@ -260,7 +260,9 @@ void scale_streams_of_dc(struct scale *w, uint32_t dc)
 
 void scale_streams_check(struct scale *w)
 {
-    const uint64_t patience_us = 30000000;
+    // Longer than a stream of a low band waits while a rack and a datacenter are gone: in small
+    // clusters some of them wait for more than 30 s.
+    const uint64_t patience_us = 60000000;
     for (uint32_t i = 0; i < w->opt.streams; i++) {
         const struct scale_stream *s = &w->streams[i];
         struct coord_request_view v;

@@ -54,6 +54,8 @@ static void draw_coord(struct world *w)
     k->ageing_ms = world_chance(w, 0.5) ? (uint32_t)world_between(w, 100, 3000) : 0;
     k->ageing_band = (uint8_t)world_between(w, 0, 9);
     k->preempt_limit = (uint32_t)world_between(w, 0, 3);
+    if (world_chance(w, 0.3))
+        k->prefix_blocks = (uint32_t)world_between(w, 0, 200);
     k->tenants_limit = (uint32_t)world_between(w, 0, 3);
     for (int b = 0; b < 10; b++)
         if (world_chance(w, 0.1))
@@ -192,6 +194,7 @@ static void draw_options(struct world *w)
     o->delay_max_us = o->delay_min_us + world_between(w, 0, 20000);
     o->pulse_channel = world_chance(w, 0.5);
     o->late = world_chance(w, 0.5);
+    o->lose_reports = world_chance(w, 0.3);
     draw_mock(w);
     draw_coord(w);
     draw_tenants(w);
@@ -356,6 +359,24 @@ static void check_liveness(struct world *w, uint64_t bound_us)
                bound_us / 1000000, w->admin_sent, w->admin_done);
 }
 
+// At rest the coordinator knows exactly what the leads have cached.
+static bool judge_cache(void *arg, const struct coord_replica_view *v)
+{
+    struct world *w = arg;
+    if (v->state != COORD_REPLICA_READY || w->opt.coord.prefix_blocks < 4096)
+        return true;
+    for (uint32_t i = 0; i < w->opt.nodes; i++) {
+        const struct node *n = w->nodes[i].core;
+        if (node_replica(n) != v->id || node_epoch(n) != v->epoch || !node_is_lead(n) ||
+            node_cache_untold(n))
+            continue;
+        if (node_cache_digest(n) != v->cache_digest)
+            world_fail(w, "of replica %" PRIu64 " other %u blocks are known than are cached", v->id,
+                       v->cached_blocks);
+    }
+    return true;
+}
+
 static void report(const struct world *w, struct swarm_report *sum)
 {
     struct coord_stats s;
@@ -407,6 +428,10 @@ void swarm_run(uint64_t seed, bool print, uint64_t until_us, struct swarm_report
             run_until(&w, w.now_us + SIM_MS(500));
         faults_heal(&w);
         check_liveness(&w, SIM_S(180));
+        if (!w.opt.lose_reports) {
+            run_until(&w, w.now_us + SIM_S(1)); // the last reports arrive
+            coord_each_replica(w.coord, judge_cache, &w);
+        }
     }
     report(&w, sum);
     world_finish(&w);

@@ -137,6 +137,7 @@ struct sim_options {
     bool standby;                        // of the coordinator: a follower
     bool follower_clients;               // some clients are its
     enum copy_mode copy_mode;
+    bool lose_reports; // of prefix caches, some
     bool late; // closed connections still deliver some of what was sent
 };
 

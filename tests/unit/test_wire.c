@@ -39,6 +39,7 @@ static const struct kv_peer kv_target = {7, 8, 2, 1, 9, 16, members, 2};
 static const struct kv_peer kv_source = {7, 8, 2, 1, 9, 16, NULL, 0};
 static const struct weight_source sources[] = {{"node-1", {"shm:a", "tcp:b", ""}},
                                                {"node-2", {"", "", "verbs:c"}}};
+static const struct kv_change kv_changes[] = {{0, UINT64_MAX}, {70000, 0}};
 
 static const struct msg messages[] = {
     {.kind = MSG_HELLO, .hello = {MSG_VERSION, "node-1", 42, 1234, "host", "cpu", true}},
@@ -52,6 +53,9 @@ static const struct msg messages[] = {
     {.kind = MSG_PREPARED, .prepared = {1, 2, {"shm:a", "", "verbs:b"}}},
     {.kind = MSG_PREPARED, .prepared = {1, 2, {"shm:a", "", ""}, {"shm:m", "tcp:m", ""}}},
     {.kind = MSG_LINK, .link = {1, 2, members, 2}},
+    {.kind = MSG_KV_CACHED, .kv_cached = {1, 2, 3, true, true, kv_changes, 2}},
+    {.kind = MSG_KV_CACHED, .kv_cached = {1, 2, UINT64_MAX, false, false, NULL, 0}},
+    {.kind = MSG_KV_LIST, .kv_list = {1, 2, true}},
     {.kind = MSG_KV_READY, .kv_ready = {1, 2, UINT64_MAX, 4, 4}},
     {.kind = MSG_KV_DONE,
      .kv_done = {1, 2, 3, KV_ROLE_TARGET, STATUS_DEADLINE, "the lease ran out", 32, 1ull << 40,
@@ -409,6 +413,7 @@ static void test_bad_messages(void **state)
         {{.kind = MSG_PREPARED, .prepared = {1, 2, {"", "", ""}, {"", "\xFF", ""}}},
          STATUS_LINK_PROTOCOL,
          "addresses.tcp: not UTF-8"},
+        {{.kind = MSG_KV_CACHED, .kv_cached = {1, 2, 0}}, STATUS_LINK_PROTOCOL, "seq"},
         {{.kind = MSG_KV_READY, .kv_ready = {1, 2, 3, 4, 5}}, STATUS_LINK_PROTOCOL, "have: 5"},
         {{.kind = MSG_KV_READY, .kv_ready = {1, 2, 0, 4, 4}}, STATUS_LINK_PROTOCOL, "transfer"},
         {{.kind = MSG_KV_READY, .kv_ready = {1, 2, 3, 0, 0}}, STATUS_LINK_PROTOCOL, "blocks: 0"},
