@@ -33,15 +33,19 @@ class Pair:
                      "replicas": replicas or nodes, "name": n, "store": f'"{store}"', "grace_ms": 10000, **keys}
             (self.folder / f"{n}.yaml").write_text("".join(f"{k}: {v}\n" for k, v in lines.items()))
             self.begin(n)
-        both = ",".join(f"127.0.0.1:{self.rpc[n]}" for n in names)
+        self.node_args = node_args
         for i in range(nodes):
-            self.start(f"node{i}", "node", "--name", f"n{i}", "--coordinator", both, "--threads", "1", *node_args)
+            self.start_node(f"node{i}")
         wait_for("a leader with its replicas", lambda: self.ready() is not None, 40)
         wait_for("copies", self.copying, 20)
 
     def start(self, name, *words):
         self.processes[name] = subprocess.Popen([HADAL, *words], stdout=subprocess.DEVNULL, stderr=self.log,
                                                 stdin=subprocess.DEVNULL, preexec_fn=die_with_parent)
+
+    def start_node(self, name):
+        known = ",".join(f"127.0.0.1:{self.rpc[n]}" for n in self.names)
+        self.start(name, "node", "--name", name.replace("ode", ""), "--coordinator", known, "--threads", "1", *self.node_args)
 
     def begin(self, n):
         self.start(n, "coordinator", "--config", str(self.folder / f"{n}.yaml"))
