@@ -22,14 +22,24 @@ static int ring_compare(const void *a, const void *b)
     return x->member < y->member ? -1 : x->member > y->member;
 }
 
+// The new points are sorted alone and merged in from the end: a thousand members joining, each with
+// a sort of all points, would be seconds.
 void ring_add(struct ring *r, uint64_t member)
 {
     assert(member != 0);
+    struct ring_point new[RING_POINTS];
+    for (uint64_t i = 0; i < RING_POINTS; i++)
+        new[i] = (struct ring_point){hash_pair(member, i), member};
+    qsort(new, RING_POINTS, sizeof *new, ring_compare);
     for (uint64_t i = 0; i < RING_POINTS; i++) {
         MEM_GROW(r->points, r->n, r->cap);
-        r->points[r->n++] = (struct ring_point){hash_pair(member, i), member};
+        r->n++;
     }
-    qsort(r->points, r->n, sizeof *r->points, ring_compare);
+    size_t old = r->n - RING_POINTS, to = r->n;
+    for (size_t left = RING_POINTS; left > 0;) {
+        bool take_old = old > 0 && ring_compare(&r->points[old - 1], &new[left - 1]) > 0;
+        r->points[--to] = take_old ? r->points[--old] : new[--left];
+    }
 }
 
 void ring_remove(struct ring *r, uint64_t member)
