@@ -9,13 +9,25 @@
 const char *coord_admin_op_name(enum coord_admin_op op)
 {
     static const char *const names[] = {
-        [COORD_DRAIN] = "drain", [COORD_UNDRAIN] = "undrain", [COORD_FAILOVER] = "failover",
-        [COORD_EJECT] = "eject", [COORD_CLOSE] = "close",     [COORD_ROLE] = "role",
+        [COORD_DRAIN] = "drain",
+        [COORD_UNDRAIN] = "undrain",
+        [COORD_FAILOVER] = "failover",
+        [COORD_EJECT] = "eject",
+        [COORD_CLOSE] = "close",
+        [COORD_ROLE] = "role",
+        [COORD_SCALE] = "scale",
+        [COORD_ROLLOUT_START] = "rollout start",
+        [COORD_ROLLOUT_PAUSE] = "rollout pause",
+        [COORD_ROLLOUT_RESUME] = "rollout resume",
+        [COORD_ROLLOUT_PROMOTE] = "rollout promote",
+        [COORD_ROLLOUT_ROLLBACK] = "rollout rollback",
+        [COORD_ROLLOUT_SWITCH] = "rollout switch",
+        [COORD_ROLLOUT_SCORE] = "rollout score",
     };
     return op <= COORD_CLOSE ? names[op] : "unknown";
 }
 
-static void answer(struct coord *c, uint64_t tag, enum status s, const char *text)
+void admin_answer(struct coord *c, uint64_t tag, enum status s, const char *text)
 {
     struct coord_action *a = core_emit(c, COORD_ADMIN_DONE);
     a->admin_done.tag = tag;
@@ -27,7 +39,7 @@ static void drain_rank(struct coord *c, struct member *m, uint64_t tag)
 {
     struct replica *r = m->replica;
     if (!waiter_add(&m->drains, tag)) {
-        answer(c, tag, STATUS_FULL, "too many commands wait for this node");
+        admin_answer(c, tag, STATUS_FULL, "too many commands wait for this node");
         return;
     }
     if (r->state == COORD_REPLICA_FORMING) { // it has no work yet
@@ -60,9 +72,9 @@ static void drain(struct coord *c, struct member *m, uint64_t tag)
     case COORD_NODE_LOST:
         break;
     }
-    answer(c, tag, STATUS_OK,
-           m->state == COORD_NODE_LOST ? "the node is gone; it stays drained if it returns"
-                                       : "the node is idle");
+    admin_answer(c, tag, STATUS_OK,
+                 m->state == COORD_NODE_LOST ? "the node is gone; it stays drained if it returns"
+                                             : "the node is idle");
 }
 
 static void undrain(struct coord *c, struct member *m, uint64_t tag)
@@ -81,7 +93,7 @@ static void undrain(struct coord *c, struct member *m, uint64_t tag)
         replica_undrain(c, m->replica);
     }
     core_trace(c, LOG_INFO, "node %s may be used again", m->name);
-    answer(c, tag, STATUS_OK, "the node may be used");
+    admin_answer(c, tag, STATUS_OK, "the node may be used");
 }
 
 void member_eject(struct coord *c, struct member *m, const char *why)
@@ -99,26 +111,26 @@ void member_eject(struct coord *c, struct member *m, const char *why)
 static void eject(struct coord *c, struct member *m, uint64_t tag)
 {
     member_eject(c, m, arena_printf(&c->arena, "eject node %s", m->name));
-    answer(c, tag, STATUS_OK, "the node is quarantined");
+    admin_answer(c, tag, STATUS_OK, "the node is quarantined");
 }
 
 static void failover(struct coord *c, uint64_t id, uint64_t tag)
 {
     struct replica *r = replicas_find(c, id);
     if (!r) {
-        answer(c, tag, STATUS_NOT_FOUND,
-               arena_printf(&c->arena, "no replica %" PRIu64 "; there are 1 to %u", id,
-                            c->replicas_n));
+        admin_answer(c, tag, STATUS_NOT_FOUND,
+                     arena_printf(&c->arena, "no replica %" PRIu64 "; there are 1 to %u", id,
+                                  c->replicas_n));
         return;
     }
     if (r->state != COORD_REPLICA_READY && r->state != COORD_REPLICA_DRAINING) {
-        answer(c, tag, STATUS_AGAIN,
-               arena_printf(&c->arena, "replica %" PRIu64 " is %s", id,
-                            coord_replica_state_name(r->state)));
+        admin_answer(c, tag, STATUS_AGAIN,
+                     arena_printf(&c->arena, "replica %" PRIu64 " is %s", id,
+                                  coord_replica_state_name(r->state)));
         return;
     }
     replica_fence(c, r, &(struct fence){FENCE_ORDER, NULL, "failover was asked for"});
-    answer(c, tag, STATUS_OK, "fenced; its requests were moved");
+    admin_answer(c, tag, STATUS_OK, "fenced; its requests were moved");
 }
 
 // For the time that this coordinator leads; at its start the configuration's are set again.
@@ -129,17 +141,17 @@ static void set_role(struct coord *c, const struct coord_admin *a)
     while (role <= COORD_ROLE_DECODE && strcmp(a->target, coord_role_name((enum coord_role)role)))
         role++;
     if (!r || role > COORD_ROLE_DECODE) {
-        answer(c, a->tag, r ? STATUS_BAD_REQUEST : STATUS_NOT_FOUND,
-               r ? "roles are any, prefill and decode"
-                 : arena_printf(&c->arena, "no replica %" PRIu64 "; there are 1 to %u", a->replica,
-                                c->replicas_n));
+        admin_answer(c, a->tag, r ? STATUS_BAD_REQUEST : STATUS_NOT_FOUND,
+                     r ? "roles are any, prefill and decode"
+                       : arena_printf(&c->arena, "no replica %" PRIu64 "; there are 1 to %u",
+                                      a->replica, c->replicas_n));
         return;
     }
     replica_set_role(c, r, (enum coord_role)role);
-    answer(c, a->tag, STATUS_OK,
-           r->role == COORD_ROLE_PREFILL && r->serves
-               ? "no other replica is ready: it takes all requests until one is"
-               : "");
+    admin_answer(c, a->tag, STATUS_OK,
+                 r->role == COORD_ROLE_PREFILL && r->serves
+                     ? "no other replica is ready: it takes all requests until one is"
+                     : "");
 }
 
 static void close_admission(struct coord *c, uint64_t tag)
@@ -147,15 +159,15 @@ static void close_admission(struct coord *c, uint64_t tag)
     c->closing = true;
     core_trace(c, LOG_INFO, "admission is closed, %u requests to finish", c->live_n);
     if (!waiter_add(&c->closes, tag)) // answered when the step is settled, or later
-        answer(c, tag, STATUS_FULL, "too many commands wait for this");
+        admin_answer(c, tag, STATUS_FULL, "too many commands wait for this");
 }
 
 static struct member *target(struct coord *c, const struct coord_admin *a)
 {
     struct member *m = a->target ? members_find(c, a->target) : NULL;
     if (!m)
-        answer(c, a->tag, STATUS_NOT_FOUND,
-               arena_printf(&c->arena, "no node named %.64s", a->target ? a->target : ""));
+        admin_answer(c, a->tag, STATUS_NOT_FOUND,
+                     arena_printf(&c->arena, "no node named %.64s", a->target ? a->target : ""));
     return m;
 }
 
@@ -181,9 +193,21 @@ void admin_do(struct coord *c, const struct coord_admin *a)
     case COORD_ROLE:
         set_role(c, a);
         return;
+    case COORD_SCALE:
+        scale_order(c, a);
+        return;
+    case COORD_ROLLOUT_START:
+    case COORD_ROLLOUT_PAUSE:
+    case COORD_ROLLOUT_RESUME:
+    case COORD_ROLLOUT_PROMOTE:
+    case COORD_ROLLOUT_ROLLBACK:
+    case COORD_ROLLOUT_SWITCH:
+    case COORD_ROLLOUT_SCORE:
+        versions_order(c, a);
+        return;
     case COORD_CLOSE:
         close_admission(c, a->tag);
         return;
     }
-    answer(c, a->tag, STATUS_UNSUPPORTED, "no such command");
+    admin_answer(c, a->tag, STATUS_UNSUPPORTED, "no such command");
 }

@@ -38,7 +38,7 @@ struct yaml {
     int64_t *replicas, *prefill, *decode, *stages, *tensor;
     int64_t *heartbeat_ms, *heartbeat_timeout_ms, *hang_ms, *warmup_timeout_ms;
     int64_t *prefix_blocks, *queue_limit, *default_deadline_ms, *grace_ms, *retention_ms, *retain_limit;
-    char *store, *name, *cluster, *cluster_key, *advertise, *copies;
+    char *state, *store, *name, *cluster, *cluster_key, *advertise, *copies;
     int64_t *lease_ms;
     char *probe_prompt;
     int64_t *probe_interval_ms, *probe_timeout_ms, *probe_failures, *probe_tokens;
@@ -129,6 +129,7 @@ static const cyaml_schema_field_t fields[] = {
     NUMBER(grace_ms),
     NUMBER(retention_ms),
     NUMBER(retain_limit),
+    TEXT(state),
     TEXT(store),
     TEXT(cluster_key),
     TEXT(name),
@@ -438,6 +439,7 @@ enum status coordinator_config_load(const char *path, struct coordinator_config 
         replace(&next.model, y->model);
         replace(&next.model_name, y->model_name);
         replace(&next.probe_prompt, y->probe_prompt);
+        replace(&next.state, y->state);
         replace(&next.store, y->store);
         replace(&next.cluster_key, y->cluster_key);
         replace(&next.name, y->name);
@@ -469,6 +471,7 @@ void coordinator_config_finish(struct coordinator_config *c)
     free(c->model);
     free(c->model_name);
     free(c->probe_prompt);
+    free(c->state);
     free(c->store);
     free(c->cluster_key);
     free(c->name);

@@ -24,6 +24,7 @@ struct coordinator_config {
     // Several coordinators (copy_shell.h).
     char *store;           // owned; store.h; NULL = this is the only one
     char *name, *cluster;  // owned; of this coordinator; of what is served together
+    char *state;           // owned; file of what operators changed, without a store; NULL = none
     char *cluster_key;     // owned; file (proto/secure.h); NULL = nodes and coordinators show nothing
     char *advertise;       // owned; host by which others reach this one; NULL = as in http and rpc
     enum copy_mode copies; // to a standby

@@ -63,6 +63,7 @@ void coord_config_default(struct coord_config *cfg)
         .poison_losses = 16,
         .trace = LOG_INFO,
     };
+    elastic_config_default(&cfg->elastic);
 }
 
 bool coord_tenant_name_ok(const char *name)
@@ -135,6 +136,8 @@ static enum status config_check(const struct coord_config *k, struct errmsg *err
             "answer; its times, its failures and quarantine_ms are above 0, "
             "slow_factor is at least 1",
             PROBE_PROMPT, PROBE_TOKENS);
+    if (elastic_config_check(&k->elastic, err))
+        return STATUS_BAD_CONFIG;
     for (uint32_t i = 0; i < k->breakers_n; i++)
         if (k->breakers[i].metric >= BREAKER_METRICS || k->breakers[i].action >= BREAKER_ACTIONS ||
             (k->breakers[i].action == BREAKER_CAP_TOKENS && !k->breakers[i].value))
@@ -243,6 +246,13 @@ struct coord *coord_create(const struct coord_config *cfg, struct errmsg *err)
     take_breakers(c, cfg);
     if (make_pools(c, cfg) && cfg->slow_ms) // it is a probe that clears or convicts a straggler
         core_arm(c, &c->pace_timer, TIMER_PACE, 0);
+    c->cfg.state = NULL;
+    if (cfg->elastic.max)
+        core_arm(c, &c->elastic_timer, TIMER_ELASTIC, 0);
+    if (cfg->state && *cfg->state && state_restore(c, cfg->state, err)) {
+        coord_destroy(c);
+        return NULL;
+    }
     return c;
 }
 
@@ -254,6 +264,7 @@ void coord_destroy(struct coord *c)
     tenants_finish(&c->tenants);
     replicas_free(c);
     pools_free(c);
+    free(c->state);
     members_free(c);
     waiters_free(&c->closes);
     timers_finish(&c->timers);
@@ -411,6 +422,12 @@ static void fire(struct coord *c, struct timer *t)
     case TIMER_BREAKERS:
         breakers_timer(c);
         break;
+    case TIMER_SHIFT:
+        versions_turn(c);
+        break;
+    case TIMER_ELASTIC:
+        scaling_timer(c);
+        break;
     case TIMER_PACE:
         quarantine_pace_timer(c);
         break;
@@ -432,6 +449,9 @@ static void settle(struct coord *c)
     handover_pump(c);
     replicas_place(c);
     dispatch_pump(c);
+    versions_arm(c);
+    scaling_tell(c);
+    state_tell(c);
     if (c->closes && !c->live_n)
         waiters_answer(c, &c->closes, STATUS_OK, "no request is unfinished");
 }

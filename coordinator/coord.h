@@ -31,6 +31,8 @@
 #include <stdint.h>
 
 #include "base/log.h"
+#include "coordinator/elastic.h"
+#include "coordinator/rollout.h"
 #include "proto/msg.h"
 
 struct coord;
@@ -167,6 +169,9 @@ struct coord_config {
                                   // replicas in a row without a token between, when a rank reported
                                   // the fault
     uint32_t poison_losses;       // the same, counting lost and hung nodes too
+    struct elastic_config elastic; // of every pool that takes new requests; max 0 = off
+    bool tell_nodes;               // COORD_NODES also without it
+    const char *state; // of a coordinator before (COORD_STATE); copied. NULL = none
     enum log_level trace;         // COORD_TRACE actions below this level are not made
 };
 // Fills in the defaults; model_dir, replicas, stages, tensor are left for the caller (1 x 1 x 1).
@@ -233,6 +238,15 @@ enum coord_admin_op {
     COORD_UNDRAIN,  // node `target` may be used again; ends drain and eject
     COORD_FAILOVER, // replica `replica`: fence it, move its requests, form it anew
     COORD_ROLE,     // replica `replica` has the role `target` from now on
+    COORD_SCALE,    // pool `target` has `number` replicas from now on
+    // Versions of a model (rollout.h). `target`: the pool, or the model when one pool serves it.
+    COORD_ROLLOUT_START, // from the version that serves to the folder `model_dir`, by `plan`
+    COORD_ROLLOUT_PAUSE, // PAUSE, RESUME, PROMOTE (to the last step at once), ROLLBACK: target "" =
+    COORD_ROLLOUT_RESUME, // whichever is under way
+    COORD_ROLLOUT_PROMOTE,
+    COORD_ROLLOUT_ROLLBACK,
+    COORD_ROLLOUT_SWITCH, // to a version that is kept, named by `model_dir`; not judged
+    COORD_ROLLOUT_SCORE,  // an eval gave the version `model_dir` `number` thousandths
     COORD_EJECT,    // node `target`: fence its replica at once, quarantine it until UNDRAIN
     COORD_CLOSE,    // admit nothing more; done when no request is unfinished
 };
@@ -240,8 +254,11 @@ const char *coord_admin_op_name(enum coord_admin_op op); // "drain", ...
 
 struct coord_admin {
     enum coord_admin_op op;
-    const char *target; // name of the node; ROLE: of the role
+    const char *target; // name of the node; ROLE: of the role; else of the pool
     uint64_t replica;   // FAILOVER, ROLE
+    uint32_t number;       // SCALE, SCORE
+    const char *model_dir; // START: a folder; START, SWITCH, SCORE: or a version's label
+    struct rollout_plan plan;
     uint64_t tag;       // the caller's, returned in ADMIN_DONE
 };
 
@@ -274,6 +291,8 @@ enum coord_action_kind {
     COORD_REFUSED,    // a request was not admitted, or its deadline passed before it started
     COORD_FORGET,     // a finished request is not kept any longer
     COORD_ADMIN_DONE, // an operator's command is done, or failed
+    COORD_STATE, // what operators made of the configuration changed: to be kept (state.c)
+    COORD_NODES, // more or fewer nodes are wanted, or there are some too many
     COORD_SET_TIMER,  // send COORD_TIMER at at_us; replaces the timer set before
     COORD_TRACE,      // something worth a log line
 };
@@ -291,6 +310,14 @@ enum coord_refusal {
     COORD_REFUSE_BAD_REQUEST,     // empty prompt, id in use, field out of range    (400)
 };
 const char *coord_refusal_name(enum coord_refusal r); // "queue_full", "no_capacity", ...
+
+struct coord_nodes {
+    uint32_t wanted;    // by all replicas that are wanted
+    uint32_t connected; // there are
+    uint32_t spare;     // FREE ones that nobody wants
+};
+
+enum { COORD_STATE_BYTES = 32 << 10 };
 
 struct coord_action {
     enum coord_action_kind kind;
@@ -337,6 +364,10 @@ struct coord_action {
             enum status status;
             const char *text;
         } admin_done;
+        struct {
+            const char *text; // also coord_state()
+        } state;
+        struct coord_nodes nodes;
         struct {
             uint64_t at_us; // UINT64_MAX = none needed
         } timer;
@@ -431,6 +462,7 @@ struct coord_node_view {
 
 struct coord_replica_view {
     uint64_t id, epoch;
+    bool retired; // not wanted any more: leaves, or is gone
     const char *pool, *model, *version;
     enum coord_replica_state state;
     enum coord_role role;
@@ -494,6 +526,7 @@ const char *coord_routed_name(enum routed r); // "ring", ...
 
 struct coord_stats {
     uint32_t nodes, nodes_usable; // connected; free or in a replica
+    uint32_t nodes_wanted;        // by all replicas that are wanted
     uint32_t replicas, replicas_ready;
     uint32_t credits, credits_free; // of ready replicas
     uint32_t queued, queued_moved, running, retained;
@@ -508,6 +541,8 @@ struct coord_stats {
     uint64_t preemptions;               // running requests that gave way to a higher band
     uint64_t fences, forms, forms_failed;
     uint64_t probes, probes_failed, quarantines;
+    uint64_t rollouts, rollouts_done, rollouts_reverted; // begun; of them how they ended
+    uint64_t loans; // replicas lent to an old version for requests that are bound to it
     uint32_t transferring;                    // transfers under way
     uint64_t transfers[COORD_TRANSFER_ENDS];  // that ended, by why
     uint64_t kv_tokens, kv_bytes, kv_us;      // of those that landed
@@ -525,7 +560,10 @@ struct coord_stats {
 
 struct coord_pool_view {
     const char *name, *model, *version, *model_dir;
-    uint32_t replicas, replicas_ready, stages, tensor, weight, prompt_max;
+    uint32_t replicas, replicas_ready, stages, tensor, weight, prompt_max; // replicas: wanted
+    uint64_t fingerprint; // of the model that its replicas last had; 0 = not known
+    uint32_t bound;       // requests that can go on only here
+    int score_milli;      // of an eval; -1 = none
     uint32_t credits, credits_free, queued, max_context;
     uint32_t eta_ms; // of a request that came now
     uint64_t admitted;
@@ -550,6 +588,21 @@ struct coord_tenant_view {
     double served;          // tokens / weight, lifted when it comes back: the least is served next
     uint64_t submitted, refused_quota, tokens;
 };
+
+// The rollout under way, or the last one; `to` is "" when there was none.
+struct coord_rollout_view {
+    enum rollout_state state;
+    const char *why; // how the last one ended
+    const char *model, *from, *to, *from_pool, *to_pool;
+    struct rollout_plan plan;
+    uint32_t step, replicas, percent; // percent of the new requests that `to` gets now
+    uint64_t since_us;
+    int agree_percent, score_from_milli, score_to_milli; // -1 = not known
+    const struct rollout_figures *from_figures, *to_figures; // NULL = there was none
+};
+void coord_rollout(const struct coord *c, struct coord_rollout_view *out);
+const char *coord_state(const struct coord *c); // as told last; "" = nothing was changed
+uint64_t coord_state_revision(const char *text); // grows with each change; 0 = no state
 
 uint64_t coord_epoch(const struct coord *c); // highest used
 void coord_stats(const struct coord *c, struct coord_stats *out);

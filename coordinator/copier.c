@@ -196,6 +196,9 @@ bool copier_record(const struct coord_action *a, struct copy_record *out)
                                     .tokens_n = a->tokens.tokens_n,
                                     .fingerprint = a->tokens.fingerprint};
         return true;
+    case COORD_STATE:
+        *out = (struct copy_record){.what = COPY_ORDERS, .text = a->state.text};
+        return true;
     case COORD_DONE:
         *out = (struct copy_record){.what = COPY_DONE,
                                     .request = a->done.request,

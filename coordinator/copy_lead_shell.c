@@ -176,6 +176,16 @@ bool copies_hold(struct shell *s, const struct coord_action *a)
     return copier_hold(&c->copier, a);
 }
 
+void copies_orders(struct shell *s, const struct coord_action *a)
+{
+    struct copy_record r;
+    if (!s->copies || s->copies->role != COPY_LEADER)
+        return;
+    store_save(s->copies->store, a->state.text);
+    if (s->copies->peers_n && copier_record(a, &r))
+        send_record(s->copies, &r);
+}
+
 void copies_told(struct shell *s, const struct coord_action *a)
 {
     struct copies *c = s->copies;
@@ -255,6 +265,7 @@ static void follower_came(struct copies *c, struct rpc_conn *conn, const struct 
     conn->role = RPC_CONN_COPY;
     struct telling t = {c, conn->id};
     struct copy_record r = {.what = COPY_SYNCED};
+    tell_record(&t, &(struct copy_record){.what = COPY_ORDERS, .text = coord_state(c->shell->core)});
     coord_each_node(c->shell->core, tell_mark, &t);
     coord_each_request(c->shell->core, tell_request, &t);
     r.seq = copier_syncing(&c->copier, conn->id, false);

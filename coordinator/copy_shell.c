@@ -197,10 +197,14 @@ static void lead(struct copies *c)
     c->takeovers++;
     log_info("coordinator: %s leads now, with %u requests of the one before",
              c->shell->cfg->name, c->follower.shadow.n + c->follower.before.n);
-    if (shell_new_core(c->shell, epoch, &err)) { // it was made from the same settings at the start
+    char *kept = store_saved(c->store); // the newer of what the store and the leader before told
+    const char *told = follower_state(&c->follower);
+    const char *state = coord_state_revision(kept) > coord_state_revision(told) ? kept : told;
+    if (shell_new_core(c->shell, epoch, state, &err)) { // it was made from the same settings at the start
         log_error("coordinator: %s", err.text);
         abort();
     }
+    free(kept);
     const struct follower_heir heir = {take_mark, take_request, take_reads, c};
     follower_inherit(&c->follower, &heir);
     shell_end_unknown(c->shell);
@@ -242,7 +246,7 @@ static void follow(struct copies *c, const char *why)
     c->state = (struct copy_state){0};
     shell_each_read(s, follower_attach, &c->follower);
     rpc_close_nodes(s->rpc);
-    if (shell_new_core(s, epoch, &err)) {
+    if (shell_new_core(s, epoch, NULL, &err)) {
         log_error("coordinator: %s", err.text);
         abort();
     }

@@ -45,6 +45,7 @@ bool copies_hold_acceptance(struct shell *s, uint64_t request);
 void copies_ordered(struct shell *s, const char *node); // an operator said something about it
 // An action for clients. True: it is kept back, and comes again through shell_act_seen.
 bool copies_hold(struct shell *s, const struct coord_action *a);
+void copies_orders(struct shell *s, const struct coord_action *a); // COORD_STATE
 void copies_told(struct shell *s, const struct coord_action *a); // clients have seen it
 
 // A node looks for the leader here, in vain.

@@ -4,6 +4,10 @@
 //   members.c    connections and nodes: hello, silence, loss, drain and eject marks
 //   messages.c   what nodes say, and whether it still counts
 //   pools.c      pools of replicas, and which one a request is for
+//   scale.c      how many replicas a pool has
+//   scaling.c    how many it should have
+//   versions.c   rollouts: from one pool to another
+//   state.c      what operators changed, as a text
 //   forming.c    from free nodes to a ready replica
 //   roles.c      which replicas take requests
 //   sources.c    whose model files a forming node may read
@@ -56,6 +60,8 @@ enum timer_kind {
     TIMER_QUARANTINE,
     TIMER_PACE,
     TIMER_BREAKERS,
+    TIMER_SHIFT,
+    TIMER_ELASTIC,
 };
 
 // Drained and ejected by an operator: until undrain. Quarantine ends by itself.
@@ -170,7 +176,8 @@ struct replica {
     struct pool *pool;  // never changes
     enum coord_replica_state state;
     enum coord_role role;
-    bool serves; // READY, and takes requests: on the ring (roles.c)
+    bool serves;  // READY, and takes requests: on the ring (roles.c)
+    bool retired; // not wanted any more (scale.c): drains, then stays VACANT
     uint64_t since_us;
     struct member **ranks;   // owned array of pool->ranks_n; NULLs while vacant
     struct rank_link *links; // owned array, per rank
@@ -188,6 +195,7 @@ struct replica {
     uint64_t backlog;             // tokens of running requests that have no token yet
     uint32_t suspects;            // placed requests with `suspect`
     uint32_t fails;               // in a row
+    uint32_t form_fails;          // could not be formed, so often since it was READY last
     uint64_t forms, fences;
     struct timer timer, cancel_timer;
     struct prober probe;
@@ -230,6 +238,25 @@ struct pool {
     uint64_t known_fingerprint;
     bool known_configured;
     uint64_t admitted; // requests
+    uint32_t wanted;      // replicas that are not retired
+    uint32_t serial;      // of a version that a rollout brought; 0 = of the configuration
+    uint64_t fingerprint; // of its replicas when one was last formed; 0 = not known
+    int score_milli;      // of an eval; -1 = none
+    struct rollout_figures figures; // since the last rollout from or to it began
+    struct pool *lender;            // gave a replica for as long as requests are bound to this one
+    struct elastic elastic;
+};
+
+// A rollout, or how the last one ended.
+struct shift {
+    enum rollout_state state;
+    struct pool *from, *to; // NULL = there was none
+    struct rollout_plan plan;
+    uint32_t step;     // of plan.steps
+    uint32_t replicas; // wanted of both together
+    uint32_t weight;   // that `from` had among the pools of the model
+    uint64_t since_us; // of the state
+    char why[200];
 };
 
 struct coord {
@@ -242,7 +269,13 @@ struct coord {
     size_t actions_n, actions_cap;
     struct timers timers;
     uint64_t timer_set_us; // as last told to the shell
-    struct timer notice_timer, pace_timer, breaker_timer;
+    struct timer notice_timer, pace_timer, breaker_timer, shift_timer, elastic_timer;
+    struct shift shift;
+    uint32_t versions_n; // serial of the last one
+    bool state_changed;
+    char *state;             // owned; as told last
+    uint64_t state_revision; // its
+    struct coord_nodes nodes_told;
     struct breaker *breakers; // owned
     uint32_t breakers_n;
     uint64_t probes_n;
@@ -317,10 +350,31 @@ struct pool *pool_find(const struct coord *c, const char *name); // NULL = none
 // The pool for a new request (or a restored one that has no tokens yet). NULL: no pool has the
 // model; *why_out is a text then.
 struct pool *pool_choose(struct coord *c, const struct coord_submit *s, const char **why_out);
+// It is another version's from now on: nothing of the old one may be left.
+void pool_become(struct coord *c, struct pool *p, const struct coord_pool *set);
+struct pool *pool_of_model(const struct coord *c, const char *model, uint64_t fingerprint);
 static inline uint32_t pool_waiting(const struct pool *p)
 {
     return p->queues[QUEUE_SUSPECT].n + p->queues[QUEUE_MOVED].n + p->fair.n;
 }
+
+// ---- scale.c ----
+void pool_scale(struct coord *c, struct pool *p, uint32_t n);
+void pool_set_weight(struct coord *c, struct pool *p, uint32_t weight);
+uint32_t pool_bound(const struct coord *c, const struct pool *p); // requests that go on only here
+bool pool_all_there(const struct coord *c, const struct pool *p); // all that nodes suffice for
+// A request without tokens goes on wherever new ones would.
+void pool_rebind(struct coord *c, struct request *q);
+bool pool_leaving(const struct coord *c, const struct pool *p);   // retired ones still drain
+
+// ---- scaling.c ----
+void scaling_timer(struct coord *c);
+void scaling_tell(struct coord *c);
+uint32_t scaling_nodes_wanted(const struct coord *c);
+
+// ---- state.c ----
+void state_tell(struct coord *c);
+STATUS_MUST_USE enum status state_restore(struct coord *c, const char *text, struct errmsg *err);
 
 // ---- replicas.c ----
 enum fence_kind {
@@ -358,6 +412,20 @@ void roles_settle(struct coord *c, struct replica *r); // it became READY, or ce
 void replica_serve(struct coord *c, struct replica *r, bool on);
 bool replica_hands_over(const struct replica *r);
 void replica_set_role(struct coord *c, struct replica *r, enum coord_role role);
+
+// ---- versions.c ----
+void versions_order(struct coord *c, const struct coord_admin *a);
+void scale_order(struct coord *c, const struct coord_admin *a);
+void versions_turn(struct coord *c);
+void versions_arm(struct coord *c);
+// A failure of it speaks against its version, not against its nodes.
+bool versions_doubt(const struct coord *c, const struct replica *r);
+const struct pool *versions_first(const struct coord *c); // gets nodes before others; NULL = none
+struct pool *version_add(struct coord *c, const struct pool *from, uint32_t serial,
+                         const char *model_dir);
+void versions_note_fence(struct coord *c, const struct replica *r, enum fence_kind kind);
+void versions_note_first(struct coord *c, const struct request *q);
+void versions_note_end(struct coord *c, const struct request *q, enum finish_reason finish);
 
 // ---- prober.c ----
 bool prober_on(const struct replica *r);
@@ -475,5 +543,6 @@ uint64_t notices_wait_us(const struct pool *p, uint8_t band, uint32_t position);
 
 // ---- admin.c ----
 void admin_do(struct coord *c, const struct coord_admin *a);
+void admin_answer(struct coord *c, uint64_t tag, enum status s, const char *text);
 // Quarantines it until UNDRAIN; its replica is fenced. `why` is a whole sentence's worth.
 void member_eject(struct coord *c, struct member *m, const char *why);

@@ -217,6 +217,7 @@ static bool as_action(const struct copy_record *r, struct coord_action *out)
         return true;
     case COPY_SYNCED:
     case COPY_MARK:
+    case COPY_ORDERS:
         return false;
     }
     return false;
@@ -249,6 +250,11 @@ enum status follower_take(struct follower *f, const struct copy_record *r, uint6
 }
 
 // ---- leading ------------------------------------------------------------------------------------
+
+const char *follower_state(const struct follower *f)
+{
+    return f->shadow.state ? f->shadow.state : f->before.state;
+}
 
 void follower_inherit(struct follower *f, const struct follower_heir *h)
 {

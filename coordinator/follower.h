@@ -63,6 +63,7 @@ uint64_t follower_overdue(struct follower *f, uint64_t now_us);
 // This one leads now. Gives all requests that another leader had (SUBMIT is what is known, with
 // its journal), then those that none has heard of (`fresh`), then who reads what. All is forgotten
 // then; borrowed until the call returns.
+const char *follower_state(const struct follower *f); // as the leader told it; NULL = not
 struct follower_heir {
     void (*mark)(void *arg, const struct shadow_mark *m);
     void (*request)(void *arg, const struct shadow_request *q, bool fresh);

@@ -125,13 +125,17 @@ static bool replica_form(struct coord *c, struct replica *r)
 static struct replica *next_to_form(const struct coord *c)
 {
     struct replica *best = NULL;
+    const struct pool *first = versions_first(c);
     for (uint32_t i = 0; i < c->replicas_n; i++) {
         struct replica *r = c->replicas[i];
         const struct pool *p = r->pool, *b = best ? best->pool : NULL;
-        if (r->state != COORD_REPLICA_VACANT || r->timer.slot || c->free_n < p->ranks_n)
+        if (r->state != COORD_REPLICA_VACANT || r->retired || r->timer.slot ||
+            c->free_n < p->ranks_n)
             continue;
+        if (p == first)
+            return r;
         if (!b || (p != b &&
-                   (uint64_t)p->formed_n * b->replicas_n < (uint64_t)b->formed_n * p->replicas_n))
+                   (uint64_t)p->formed_n * b->wanted < (uint64_t)b->formed_n * p->wanted))
             best = r;
     }
     return best;
@@ -150,6 +154,7 @@ void replicas_place(struct coord *c)
 void replica_ready(struct coord *c, struct replica *r)
 {
     core_disarm(c, &r->timer);
+    r->form_fails = 0;
     quarantine_trial(c, r);
     replica_move(c, r, COORD_REPLICA_READY);
     r->pool->max_context = r->max_context;
@@ -189,6 +194,8 @@ static void replica_complete(struct coord *c, struct replica *r)
     const struct replica *o = serves_another(c, r);
     if (!o) {
         core_disarm(c, &r->timer);
+        c->state_changed = c->state_changed || r->pool->fingerprint != r->fingerprint;
+        r->pool->fingerprint = r->fingerprint;
         prober_prove(c, r);
         return;
     }

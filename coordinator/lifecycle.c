@@ -292,6 +292,7 @@ void request_end(struct coord *c, struct request *q, enum finish_reason finish, 
 {
     assert(request_is_live(q));
     c->stats.finished[finish]++;
+    versions_note_end(c, q, finish);
     core_trace(c, finish == FINISH_ERROR ? LOG_WARN : LOG_DEBUG,
                "request %" PRIu64 " finished: %s at token %u%s%s", q->id,
                finish_reason_name(finish), q->emitted_n, *text ? ": " : "", text);
@@ -356,6 +357,9 @@ void requests_restore(struct coord *c, const struct coord_restore *s)
         refuse(c, s->submit.request, &(struct refusal){COORD_REFUSE_BAD_REQUEST, 0, text});
         return;
     }
+    struct pool *began = pool_of_model(c, p->set.model, s->emitted_n ? s->fingerprint : 0);
+    if (began) // it may have been moved to another version before its first token
+        p = began;
     struct request *q = request_create(&s->submit, c->now_us);
     q->pool = p;
     requests_add(c, q);

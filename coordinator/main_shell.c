@@ -16,6 +16,7 @@
 
 #include "base/mem.h"
 #include "coordinator/copy_shell.h"
+#include "coordinator/state_file.h"
 #include "coordinator/shadow.h"
 #include "proto/secure.h"
 
@@ -178,6 +179,15 @@ void shell_act_seen(struct shell *s, const struct coord_action *a)
     copies_told(s, a);
 }
 
+// Kept for the next one: by followers, by the store, by a file.
+static void on_state(struct shell *s, const struct coord_action *a)
+{
+    struct errmsg err = {0};
+    copies_orders(s, a);
+    if (s->cfg->state && state_file_write(s->cfg->state, a->state.text, &err))
+        log_error("coordinator: %s", err.text);
+}
+
 static void act(struct shell *s, const struct coord_action *a)
 {
     switch (a->kind) {
@@ -200,6 +210,11 @@ static void act(struct shell *s, const struct coord_action *a)
         break;
     case COORD_SET_TIMER:
         set_timer(s, a->timer.at_us);
+        break;
+    case COORD_STATE:
+        on_state(s, a);
+        break;
+    case COORD_NODES:
         break;
     case COORD_TRACE:
         log_write(a->trace.level, "%s", a->trace.text);
@@ -524,7 +539,7 @@ static void answer_waits(struct shell *s)
     }
 }
 
-enum status shell_new_core(struct shell *s, uint64_t epoch, struct errmsg *err)
+enum status shell_new_core(struct shell *s, uint64_t epoch, const char *state, struct errmsg *err)
 {
     struct coord_config core = s->cfg->core;
     struct timespec now;
@@ -547,7 +562,13 @@ enum status shell_new_core(struct shell *s, uint64_t epoch, struct errmsg *err)
         core.probe_prompt_n = (uint32_t)probe.n;
         core.probe_interval_ms = s->cfg->probe_interval_ms;
     }
+    core.state = state;
     s->core = st ? NULL : coord_create(&core, err);
+    if (!st && !s->core && state) {
+        log_error("coordinator: versions and rollout of before are left: %s", err->text);
+        core.state = NULL;
+        s->core = coord_create(&core, err);
+    }
     token_vec_finish(&probe);
     if (s->core) // it may have timers from the start
         shell_post(s, &(struct shell_event){.kind = SHELL_TIMER});
@@ -676,6 +697,14 @@ static void free_lives(struct shell *s)
     }
 }
 
+static enum status first_core(struct shell *s, struct errmsg *err)
+{
+    char *state = s->cfg->state ? state_file_read(s->cfg->state, err) : NULL;
+    enum status st = err->text[0] ? STATUS_BAD_FILE : shell_new_core(s, 0, state, err);
+    free(state);
+    return st;
+}
+
 enum status coordinator_run(const struct coordinator_config *cfg, struct errmsg *err)
 {
     struct shell *s = mem_zalloc(1, sizeof *s);
@@ -689,7 +718,7 @@ enum status coordinator_run(const struct coordinator_config *cfg, struct errmsg 
     if (!st)
         st = model_text_open(cfg->model, cfg->model_name, &s->text, err);
     if (!st)
-        st = shell_new_core(s, 0, err);
+        st = first_core(s, err);
     if (!st && cfg->cluster_key)
         st = secure_domain_open(cfg->cluster_key, &s->domain, err);
     if (!st)

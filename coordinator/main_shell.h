@@ -111,7 +111,10 @@ struct live *shell_find_live(struct shell *s, uint64_t request);    // NULL = no
 void shell_act_seen(struct shell *s, const struct coord_action *a); // one for clients
 // A core without nodes and requests, whose epochs are above `epoch`. Operators' commands that wait
 // for the one before are answered.
-STATUS_MUST_USE enum status shell_new_core(struct shell *s, uint64_t epoch, struct errmsg *err);
+// `state`: of the coordinator before (coord_config.state); NULL = none. One that makes no sense is
+// left, and said.
+STATUS_MUST_USE enum status shell_new_core(struct shell *s, uint64_t epoch, const char *state,
+                                           struct errmsg *err);
 // A request of another coordinator, or of its client (fresh), goes on in the core here.
 void shell_restore(struct shell *s, const struct shadow_request *q, bool fresh);
 // Clients of what nobody knows any more are told so.

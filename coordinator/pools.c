@@ -78,11 +78,43 @@ struct pool *pool_add(struct coord *c, const struct coord_pool *set)
         p->known.n = c->cfg.probe_tokens_n;
         memcpy(p->known.tokens, set->probe_expect, p->known.n * sizeof *set->probe_expect);
     }
+    p->wanted = set->replicas;
+    p->score_milli = -1;
     c->pools[c->pools_n++] = p;
     for (uint32_t i = 0; i < set->replicas; i++)
         replica_add(c, p);
     c->place = true;
     return p;
+}
+
+static void free_set(struct coord_pool *set)
+{
+    free((char *)set->name);
+    free((char *)set->model);
+    free((char *)set->version);
+    free((char *)set->model_dir);
+    free((int32_t *)set->probe_prompt);
+    free((int32_t *)set->probe_expect);
+}
+
+void pool_become(struct coord *c, struct pool *p, const struct coord_pool *set)
+{
+    assert(!p->wanted && !p->formed_n && !pool_waiting(p));
+    assert(!pool_nonsense(set) && !pool_find(c, set->name) && !set->probe_expect);
+    struct coord_pool old = p->set;
+    copy_set(&p->set, set, c->cfg.probe_tokens_n); // may borrow from the old one
+    free_set(&old);
+    p->max_context = set->max_context;
+    p->known = (struct probe_answer){0};
+    p->known_configured = false;
+    p->known_fingerprint = p->fingerprint = 0;
+    p->admitted = 0;
+    p->elastic = (struct elastic){0};
+    eta_init(&p->eta);
+    for (struct member *m = c->members; m; m = m->next) { // what they hold is of the old one
+        const struct replica *held = m->holds ? replicas_find(c, m->held_replica) : NULL;
+        m->holds = held && held->pool != p;
+    }
 }
 
 void pools_free(struct coord *c)
@@ -91,12 +123,7 @@ void pools_free(struct coord *c)
         struct pool *p = c->pools[i];
         ring_finish(&p->ring);
         kvindex_finish(&p->caches);
-        free((char *)p->set.name);
-        free((char *)p->set.model);
-        free((char *)p->set.version);
-        free((char *)p->set.model_dir);
-        free((int32_t *)p->set.probe_prompt);
-        free((int32_t *)p->set.probe_expect);
+        free_set(&p->set);
         free(p);
     }
 }
@@ -105,6 +132,14 @@ struct pool *pool_find(const struct coord *c, const char *name)
 {
     for (uint32_t i = 0; i < c->pools_n; i++)
         if (!strcmp(c->pools[i]->set.name, name))
+            return c->pools[i];
+    return NULL;
+}
+
+struct pool *pool_of_model(const struct coord *c, const char *model, uint64_t fingerprint)
+{
+    for (uint32_t i = 0; i < c->pools_n && fingerprint; i++)
+        if (c->pools[i]->fingerprint == fingerprint && !strcmp(c->pools[i]->set.model, model))
             return c->pools[i];
     return NULL;
 }
@@ -179,7 +214,10 @@ void coord_each_pool(const struct coord *c, bool (*fn)(void *arg, const struct c
             .model = p->set.model,
             .version = p->set.version,
             .model_dir = p->set.model_dir,
-            .replicas = p->replicas_n,
+            .replicas = p->wanted,
+            .fingerprint = p->fingerprint,
+            .bound = pool_bound(c, p),
+            .score_milli = p->score_milli,
             .replicas_ready = p->ready_n,
             .stages = p->set.stages,
             .tensor = p->set.tensor,

@@ -117,6 +117,11 @@ static void clear_companions(struct coord *c, const struct member *one, const st
 
 void quarantine_replica(struct coord *c, struct replica *r, const char *what, bool slow)
 {
+    if (versions_doubt(c, r)) { // more likely the new version than a node that was good before
+        const char *text = arena_printf(&c->arena, "version %s: %s", r->pool->set.version, what);
+        replica_fence(c, r, &(struct fence){FENCE_FAULT, NULL, text});
+        return;
+    }
     struct member *only = culprit(r);
     const char *why = only ? arena_printf(&c->arena, "node %s: %s", only->name, what)
                            : arena_printf(&c->arena, "one of %s: %s", replica_names(c, r), what);

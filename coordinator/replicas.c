@@ -188,6 +188,9 @@ static void trace_fence(struct coord *c, const struct replica *r, const struct f
 void replica_fence(struct coord *c, struct replica *r, const struct fence *f)
 {
     assert(r->state != COORD_REPLICA_VACANT);
+    versions_note_fence(c, r, f->kind);
+    r->form_fails += f->kind == FENCE_FORM;
+    bool doubted = versions_doubt(c, r);
     bool proving = r->state == COORD_REPLICA_PROVING;
     bool served = r->state == COORD_REPLICA_READY || r->state == COORD_REPLICA_DRAINING;
     bool stable = served && c->now_us - r->since_us >= 1000ull * c->cfg.stable_ms;
@@ -214,11 +217,11 @@ void replica_fence(struct coord *c, struct replica *r, const struct fence *f)
     // One that does not give the right answer is not tried again at once.
     uint64_t pause =
         back_off_us(c, r, proving && f->kind == FENCE_FAULT ? FENCE_FORM : f->kind, stable);
-    if (pause)
+    if (pause && !r->retired)
         core_arm(c, &r->timer, TIMER_REPLICA, c->now_us + pause);
     c->place = true;
     bool live = f->suspect && f->suspect->conn && f->suspect->mark == MARK_NONE;
-    if (live && (f->kind == FENCE_LOST || f->kind == FENCE_FAULT))
+    if (live && !doubted && (f->kind == FENCE_LOST || f->kind == FENCE_FAULT))
         quarantine_note_fault(c, f->suspect, f->why);
 }
 
@@ -230,6 +233,8 @@ void replica_drain(struct coord *c, struct replica *r)
 
 void replica_undrain(struct coord *c, struct replica *r)
 {
+    if (r->state != COORD_REPLICA_DRAINING || r->retired)
+        return;
     for (uint32_t i = 0; i < r->pool->ranks_n; i++)
         if (r->ranks[i]->state == COORD_NODE_DRAINING)
             return;

@@ -61,6 +61,7 @@ void shadow_clear(struct shadow *s)
         HASH_DEL(s->marks, m);
         free(m);
     }
+    free(s->state);
     *s = (struct shadow){0};
 }
 
@@ -232,6 +233,10 @@ enum status shadow_take(struct shadow *s, const struct copy_record *r, struct er
             shadow_remove(s, q);
             shadow_request_free(q);
         }
+        return STATUS_OK;
+    case COPY_ORDERS:
+        free(s->state);
+        s->state = mem_strdup(r->text);
         return STATUS_OK;
     case COPY_SYNCED:
         s->synced = true;

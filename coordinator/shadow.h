@@ -29,6 +29,7 @@ struct shadow {
     uint64_t seq;   // of the last record; 0 = none yet
     uint64_t epoch; // highest that the leader used
     bool synced;    // it has all that the leader had
+    char *state;    // owned; what operators changed. NULL = nothing
 };
 
 // LINK_PROTOCOL: it does not fit what came before, and *err says why; the copy is of no use then.

@@ -22,6 +22,7 @@ struct store {
     struct store_view view;
     bool stop, yield;
     uint32_t lease_ms;
+    char *saved, *to_save; // owned; NULL = nothing
 };
 
 void store_member_write(const struct store_member *m, char *out, size_t n)
@@ -85,6 +86,52 @@ static bool pause_ms(struct store *s, uint32_t ms)
     return go;
 }
 
+// Before anybody learns that it leads.
+static void load(struct store *s, struct store_view *view)
+{
+    char *text = s->ops->load(s->body, view);
+    pthread_mutex_lock(&s->lock);
+    free(s->saved);
+    s->saved = text;
+    pthread_mutex_unlock(&s->lock);
+}
+
+static void save(struct store *s, struct store_view *view)
+{
+    pthread_mutex_lock(&s->lock);
+    char *text = s->to_save;
+    s->to_save = NULL;
+    pthread_mutex_unlock(&s->lock);
+    if (!text)
+        return;
+    bool there = s->ops->save(s->body, text, view);
+    pthread_mutex_lock(&s->lock);
+    if (!there && !s->to_save) { // nothing newer came
+        s->to_save = text;
+        text = NULL;
+    }
+    pthread_mutex_unlock(&s->lock);
+    free(text);
+}
+
+void store_save(struct store *s, const char *text)
+{
+    pthread_mutex_lock(&s->lock);
+    free(s->to_save);
+    s->to_save = mem_strdup(text);
+    pthread_cond_signal(&s->wake);
+    pthread_mutex_unlock(&s->lock);
+}
+
+char *store_saved(struct store *s)
+{
+    pthread_mutex_lock(&s->lock);
+    char *text = s->saved;
+    s->saved = NULL;
+    pthread_mutex_unlock(&s->lock);
+    return text;
+}
+
 static bool take_yield(struct store *s)
 {
     pthread_mutex_lock(&s->lock);
@@ -106,7 +153,12 @@ static void *run(void *arg)
             if (!pause_ms(s, s->lease_ms))
                 break;
         }
+        bool led = view.leads;
         s->ops->tick(s->body, &view);
+        if (view.leads && !led)
+            load(s, &view);
+        if (view.leads)
+            save(s, &view);
         publish(s, &view);
     } while (pause_ms(s, s->ops->period_ms));
     return NULL;
@@ -174,6 +226,11 @@ void store_close(struct store *s)
     pthread_cond_signal(&s->wake);
     pthread_mutex_unlock(&s->lock);
     pthread_join(s->thread, NULL);
+    struct store_view last = s->view;
+    if (last.leads)
+        save(s, &last);
+    free(s->saved);
+    free(s->to_save);
     s->ops->close(s->body);
     pthread_mutex_destroy(&s->lock);
     pthread_cond_destroy(&s->wake);

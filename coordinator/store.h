@@ -53,5 +53,10 @@ STATUS_MUST_USE enum status store_open(const struct store_args *args, struct sto
 void store_look(struct store *s, struct store_view *out); // any thread
 // Gives the leadership up and does not try to get it back for a lease's time; any thread.
 void store_yield(struct store *s);
+// What the leader keeps for the next one (coord_config.state). store_save takes a copy; it is
+// written by the store's thread, and tried again until it is there. store_saved: what was there when
+// this one became the leader; the caller frees it; NULL = nothing.
+void store_save(struct store *s, const char *text);
+char *store_saved(struct store *s);
 // Gives the leadership up. NULL is fine.
 void store_close(struct store *s);

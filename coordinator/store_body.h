@@ -14,6 +14,9 @@ struct store_body {
     void (*tick)(void *body, struct store_view *next);
     // Leads no more.
     void (*yield)(void *body, struct store_view *next);
+    // What is kept; NULL = nothing, or not reachable. The caller frees it.
+    char *(*load)(void *body, struct store_view *next);
+    bool (*save)(void *body, const char *text, struct store_view *next); // false: not there yet
     void (*close)(void *body);
 };
 

@@ -13,14 +13,14 @@
 #include "base/strbuf.h"
 #include "coordinator/store_body.h"
 
-enum { TIMEOUT_MS = 800, REPLY_BYTES = 64 << 10, TEXT_BYTES = LIMIT_NAME + 2 * STORE_ADDRESS + 8 };
+enum { TIMEOUT_MS = 800, REPLY_BYTES = 64 << 10, KEPT_BYTES = (32 << 10) + 1, TEXT_BYTES = LIMIT_NAME + 2 * STORE_ADDRESS + 8 };
 
 struct etcd {
     CURL *curl;
     char *urls;     // owned; comma separated
     const char *at; // the one in use
     struct store_member me;
-    char key[128], members[128];
+    char key[128], members[128], kept[128];
     uint32_t lease_s;
     uint64_t renewed_ms; // when the last call that renewed it began; of a clock that never goes back
     bool registered;     // the member's key is there
@@ -268,6 +268,50 @@ static void etcd_yield(void *body, struct store_view *next)
     next->leader = (struct store_member){0};
 }
 
+// What the leader keeps for the next one, without a lease: it outlives all of them.
+static char *etcd_load(void *body, struct store_view *next)
+{
+    struct etcd *e = body;
+    char key64[256], request[300], *text = NULL;
+    encode(e->kept, key64);
+    snprintf(request, sizeof request, "{\"key\":\"%s\"}", key64);
+    json_t *o = post(e, "/v3/kv/range", request, next);
+    const json_t *kv = json_array_get(json_object_get(o, "kvs"), 0);
+    const char *value = json_string_value(json_object_get(kv, "value"));
+    if (value) {
+        text = mem_zalloc(1, KEPT_BYTES);
+        if (!decode(value, text, KEPT_BYTES)) {
+            free(text);
+            text = NULL;
+        }
+    }
+    json_decref(o);
+    return text;
+}
+
+// Only while this one has the leader's key: one that was put aside must not undo what the next did.
+static bool etcd_save(void *body, const char *text, struct store_view *next)
+{
+    struct etcd *e = body;
+    char key64[256], kept64[256];
+    struct strbuf request = {0};
+    char *value64 = mem_zalloc(1, 4 * (strlen(text) / 3 + 2));
+    encode(e->key, key64);
+    encode(e->kept, kept64);
+    encode(text, value64);
+    strbuf_printf(&request,
+                  "{\"compare\":[{\"key\":\"%s\",\"target\":\"LEASE\",\"result\":\"EQUAL\","
+                  "\"lease\":\"%" PRId64 "\"}],\"success\":[{\"request_put\":{\"key\":\"%s\","
+                  "\"value\":\"%s\"}}]}",
+                  key64, e->lease, kept64, value64);
+    json_t *o = post(e, "/v3/kv/txn", request.v, next);
+    bool answered = o != NULL; // refused is an answer too: another one leads
+    json_decref(o);
+    strbuf_finish(&request);
+    free(value64);
+    return answered;
+}
+
 static void etcd_close(void *body)
 {
     struct etcd *e = body;
@@ -298,6 +342,7 @@ static void *etcd_open(const struct store_args *args, const char *rest, struct e
     e->lease_s = (args->lease_ms + 999) / 1000;
     snprintf(e->key, sizeof e->key, "hadal/%.64s/leader", args->cluster);
     snprintf(e->members, sizeof e->members, "hadal/%.64s/members/", args->cluster);
+    snprintf(e->kept, sizeof e->kept, "hadal/%.64s/state", args->cluster);
     curl_easy_setopt(e->curl, CURLOPT_TIMEOUT_MS, (long)TIMEOUT_MS);
     curl_easy_setopt(e->curl, CURLOPT_NOSIGNAL, 1L);
     curl_easy_setopt(e->curl, CURLOPT_NOPROXY, "*");
@@ -306,4 +351,5 @@ static void *etcd_open(const struct store_args *args, const char *rest, struct e
     return e;
 }
 
-const struct store_body store_etcd_body = {"etcd", 300, etcd_open, etcd_tick, etcd_yield, etcd_close};
+const struct store_body store_etcd_body = {"etcd",     300,       etcd_open, etcd_tick,
+                                            etcd_yield, etcd_load, etcd_save, etcd_close};

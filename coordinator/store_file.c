@@ -7,7 +7,9 @@
 #include <sys/file.h>
 #include <unistd.h>
 
+#include "base/log.h"
 #include "base/mem.h"
+#include "coordinator/state_file.h"
 #include "coordinator/store_body.h"
 
 enum { TEXT_BYTES = LIMIT_NAME + 2 * STORE_ADDRESS + 8 };
@@ -15,6 +17,7 @@ enum { TEXT_BYTES = LIMIT_NAME + 2 * STORE_ADDRESS + 8 };
 struct file {
     int fd;
     struct store_member me;
+    char *kept; // owned; path of what is kept for the next leader
 };
 
 static void *file_open(const struct store_args *args, const char *rest, struct errmsg *err)
@@ -27,6 +30,8 @@ static void *file_open(const struct store_args *args, const char *rest, struct e
     struct file *f = mem_zalloc(1, sizeof *f);
     f->fd = fd;
     f->me = args->me;
+    f->kept = mem_zalloc(1, strlen(rest) + sizeof ".state");
+    sprintf(f->kept, "%s.state", rest);
     return f;
 }
 
@@ -65,11 +70,32 @@ static void file_yield(void *body, struct store_view *next)
         flock(f->fd, LOCK_UN);
 }
 
+static char *file_load(void *body, struct store_view *next)
+{
+    struct errmsg err = {0};
+    char *text = state_file_read(((struct file *)body)->kept, &err);
+    if (err.text[0])
+        log_error("coordinator: %s", err.text);
+    return text;
+}
+
+static bool file_save(void *body, const char *text, struct store_view *next)
+{
+    struct errmsg err = {0};
+    if (!state_file_write(((struct file *)body)->kept, text, &err))
+        return true;
+    next->reachable = false;
+    snprintf(next->error, sizeof next->error, "%.190s", err.text);
+    return false;
+}
+
 static void file_close(void *body)
 {
     struct file *f = body;
     close(f->fd); // and with it the lock
+    free(f->kept);
     free(f);
 }
 
-const struct store_body store_file_body = {"file", 50, file_open, file_tick, file_yield, file_close};
+const struct store_body store_file_body = {"file",     50,        file_open, file_tick,
+                                           file_yield, file_load, file_save, file_close};

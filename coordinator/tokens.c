@@ -53,6 +53,8 @@ static void grow_journal(struct coord *c, struct request *q, const struct token_
     clear_suspicion(q);
     tenant_charge(q->tenant, c->now_us, 1);
     tenant_serve(q->tenant, 1);
+    if (t->index == 0)
+        versions_note_first(c, q);
     if (t->index == 0 && q->dispatches == 1)
         eta_observe_first(&q->pool->eta, c->now_us - q->started_us);
     if (t->index == 0)

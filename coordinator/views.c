@@ -21,11 +21,12 @@ void coord_stats(const struct coord *c, struct coord_stats *out)
         out->nodes += m->conn != 0;
         out->nodes_usable += m->state == COORD_NODE_FREE || m->state == COORD_NODE_IN_REPLICA;
     }
-    out->replicas = c->replicas_n;
+    out->nodes_wanted = scaling_nodes_wanted(c);
     for (uint32_t i = 0; i < c->replicas_n; i++)
         out->cached_blocks += c->replicas[i]->cache.named;
     for (uint32_t i = 0; i < c->pools_n; i++) {
         const struct pool *p = c->pools[i];
+        out->replicas += p->wanted;
         out->replicas_ready += p->ready_n;
         out->credits += p->credits;
         out->credits_free += p->credits > p->load ? p->credits - p->load : 0;
@@ -109,6 +110,7 @@ void coord_each_replica(const struct coord *c,
             names[k] = r->ranks[k] ? r->ranks[k]->name : NULL;
         struct coord_replica_view v = {
             .id = r->id,
+            .retired = r->retired,
             .epoch = r->epoch,
             .pool = r->pool->set.name,
             .model = r->pool->set.model,
@@ -278,7 +280,9 @@ static uint32_t check_fair(const struct coord *c, const struct pool *p)
         assert(band_n == f->band_n[b]);
         n += band_n;
     }
-    assert(n == f->n && f->fresh_n <= n && f->fresh_n <= c->cfg.queue_limit + 1);
+    // A pool that ceases to take requests gives those that wait to others, whatever waits there.
+    assert(n == f->n && f->fresh_n <= n);
+    assert(f->fresh_n <= (c->cfg.queue_limit + 1) * c->pools_n);
     uint32_t waiting = 0;
     const struct tenant *t;
     DL_FOREACH(c->tenants.list, t)
@@ -421,10 +425,12 @@ static uint32_t check_replica(const struct coord *c, const struct replica *r, st
 
 static uint32_t check_replicas(const struct coord *c, const struct pool *p)
 {
-    uint32_t live = 0, soft = 0;
+    uint32_t live = 0, soft = 0, wanted = 0;
     struct books k = {0};
     for (uint32_t i = 0; i < c->replicas_n; i++) {
         assert(c->replicas[i]->id == i + 1);
+        if (c->replicas[i]->pool == p)
+            wanted += !c->replicas[i]->retired;
         if (c->replicas[i]->pool == p)
             live += check_replica(c, c->replicas[i], &k);
     }
@@ -434,6 +440,7 @@ static uint32_t check_replicas(const struct coord *c, const struct pool *p)
         assert(r->pool != p ||
                r->serves == (ready && (r->role != COORD_ROLE_PREFILL || !k.others)));
     }
+    assert(wanted == p->wanted && (!p->lender || p->wanted));
     assert(k.ready == p->ready_n && k.prefill == p->prefill_n);
     assert(k.warm == p->warm_n && k.credits == p->credits && k.load == p->load);
     assert(k.moving == p->moving_n && k.draining == p->draining_n);
@@ -483,6 +490,10 @@ void coord_check(const struct coord *c)
         // A free credit and a waiting request do not meet only when the request is a suspect.
         assert(!(p->fair.n || p->queues[QUEUE_MOVED].n) || p->load >= p->credits);
     }
+    const struct shift *s = &c->shift;
+    assert(s->state == ROLLOUT_IDLE ||
+           (s->from != s->to && s->from->wanted + s->to->wanted == s->replicas));
+    assert(s->state == ROLLOUT_IDLE || c->shift_timer.slot);
     assert(queued + placed == c->live_n && draining == c->draining_n);
     uint64_t tokens = 0;
     const struct request *q;

@@ -40,6 +40,9 @@ struct mock {
 
     enum phase phase;
     enum status form_status; // < 0: reported when PREPARING is over
+    const char *form_text;
+    struct mock_config model; // `config` as the folder of this epoch has it
+    double version_slow;
     uint64_t replica, epoch;
     uint64_t due_us; // PREPARING: loaded; LINKING: link times out
     uint32_t pipeline;
@@ -204,6 +207,23 @@ static void leave(struct mock *m)
     atomic_store_explicit(&m->progress_step, 0, memory_order_relaxed);
 }
 
+// The model in the folder; what loading it ends with.
+static enum status load_version(struct mock *m, const char *dir)
+{
+    m->model = m->config;
+    m->version_slow = 1;
+    for (uint32_t i = 0; i < m->config.versions_n; i++) {
+        const struct mock_version *v = &m->config.versions[i];
+        if (strcmp(v->dir, dir))
+            continue;
+        m->model.fingerprint = v->fingerprint;
+        m->model.salt = v->salt;
+        m->version_slow = v->slow > 0 ? v->slow : 1;
+        return v->form_status;
+    }
+    return STATUS_OK;
+}
+
 static void mock_form(struct engine *e, const struct msg_form *form)
 {
     struct mock *m = mock_of(e);
@@ -214,6 +234,12 @@ static void mock_form(struct engine *e, const struct msg_form *form)
     snprintf(m->address, sizeof m->address, "mock-e%" PRIu64 "-s%u-t%u", m->epoch, form->my_stage,
              form->my_tensor);
     m->form_status = mock_fabric_join(&m->rank, form, m->own_fabric != NULL);
+    m->form_text = "the place is taken or of another shape";
+    enum status loaded = load_version(m, form->model_dir ? form->model_dir : "");
+    if (m->form_status >= 0 && loaded < 0) {
+        m->form_status = loaded;
+        m->form_text = "the model cannot be loaded";
+    }
     m->phase = PREPARING;
     m->due_us = now_us(m) + m->config.form_us;
     rearm(m);
@@ -239,7 +265,7 @@ static void mock_dissolve(struct engine *e, uint64_t epoch)
 
 static void start_work(struct mock *m)
 {
-    m->cache = mock_cache_create(&m->config);
+    m->cache = mock_cache_create(&m->model);
     m->ring_n = m->pipeline + 1;
     m->flights = mem_zalloc(m->ring_n, sizeof *m->flights);
     for (uint32_t i = 0; i < m->ring_n; i++)
@@ -250,7 +276,7 @@ static void start_work(struct mock *m)
 
 static void formed_ok(struct mock *m, struct engine_formed *f)
 {
-    f->fingerprint = m->config.fingerprint;
+    f->fingerprint = m->model.fingerprint;
     f->max_context = m->config.max_context;
     f->kv_blocks = m->config.kv_blocks;
     f->block_tokens = m->config.block_tokens;
@@ -281,7 +307,7 @@ static bool poll_preparing(struct mock *m, struct engine_event *ev)
     if (now_us(m) < m->due_us)
         return false;
     if (m->form_status < 0) {
-        report_formed(m, m->form_status, "the place is taken or of another shape", ev);
+        report_formed(m, m->form_status, m->form_text, ev);
         return true;
     }
     ev->kind = ENGINE_PREPARED;
@@ -310,7 +336,7 @@ static bool poll_linking(struct mock *m, struct engine_event *ev)
 static uint64_t pass_through_stages(struct mock *m, uint32_t rows)
 {
     const struct mock_group *g = m->rank.group;
-    double stage_us = (double)(m->config.step_us + rows * m->config.row_us);
+    double stage_us = (double)(m->config.step_us + rows * m->config.row_us) * m->version_slow;
     uint64_t at = now_us(m);
     for (uint32_t s = 0; s < g->stages; s++) {
         if (m->stage_free_us[s] > at)

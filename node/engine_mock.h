@@ -19,6 +19,15 @@
 
 #include "node/engine.h"
 
+// What a model folder of this name gives, where several versions are played. A bad one: wrong is
+// another `salt`, slow a `slow` above 1, and `form_status` < 0 is what loading it ends with.
+struct mock_version {
+    const char *dir;
+    uint64_t fingerprint, salt;
+    double slow; // 0 = 1
+    enum status form_status;
+};
+
 struct mock_config {
     uint32_t vocab, max_context, kv_blocks, block_tokens, max_rows, max_seqs;
     uint32_t pipeline;        // plans under way; 0 = the number of stages
@@ -31,6 +40,9 @@ struct mock_config {
     uint64_t kv_block_us;     // time of one block between replicas
     uint64_t kv_stop_us;      // a stopped transfer still moves blocks for so long
     uint64_t detect_us;       // until a dead peer or cut link is noticed
+    uint64_t salt;            // of the tokens: another one, another model
+    const struct mock_version *versions; // borrowed until destroy; folders not listed: as above
+    uint32_t versions_n;
 };
 struct mock_config mock_config_default(void);
 
@@ -74,6 +86,9 @@ struct mock_stream {
 };
 void mock_stream_init(struct mock_stream *s, const int32_t *prompt, uint32_t prompt_n,
                       uint32_t vocab);
+// The same of a version with this salt.
+void mock_stream_salted(struct mock_stream *s, uint64_t salt, const int32_t *prompt,
+                        uint32_t prompt_n, uint32_t vocab);
 int32_t mock_stream_next(struct mock_stream *s);
 // The same, but the answer went on with another token.
 void mock_stream_take(struct mock_stream *s, int32_t token);

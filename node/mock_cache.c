@@ -52,7 +52,13 @@ int32_t mock_hash_token(uint64_t hash, uint32_t vocab)
 void mock_stream_init(struct mock_stream *s, const int32_t *prompt, uint32_t prompt_n,
                       uint32_t vocab)
 {
-    s->hash = hash_start;
+    mock_stream_salted(s, 0, prompt, prompt_n, vocab);
+}
+
+void mock_stream_salted(struct mock_stream *s, uint64_t salt, const int32_t *prompt,
+                        uint32_t prompt_n, uint32_t vocab)
+{
+    s->hash = hash_start ^ salt;
     s->vocab = vocab;
     for (uint32_t i = 0; i < prompt_n; i++)
         s->hash = mock_hash_next(s->hash, prompt[i]);
@@ -184,7 +190,7 @@ static uint64_t *position(const struct mock_cache *c, const struct slot *s, uint
 static enum status check_prefix(struct mock_cache *c, const struct plan_entry *p, struct errmsg *e)
 {
     struct slot *s = &c->slots[p->slot];
-    uint64_t hash = hash_start;
+    uint64_t hash = hash_start ^ c->config.salt;
     RETURN_UNLESS(p->pos % c->config.block_tokens == 0, "slot %u begins at %u, inside a block",
                   p->slot, p->pos);
     for (uint32_t i = 0; i < p->pos; i++) {
@@ -223,7 +229,7 @@ static enum status compute(struct mock_cache *c, const struct plan_entry *p, uin
                            struct errmsg *e)
 {
     struct slot *s = &c->slots[p->slot];
-    uint64_t hash = p->pos > 0 ? *position(c, s, p->pos - 1) : hash_start;
+    uint64_t hash = p->pos > 0 ? *position(c, s, p->pos - 1) : hash_start ^ c->config.salt;
     for (uint32_t i = 0; i < p->n; i++) {
         struct cached_block *b = &c->blocks[s->blocks[(p->pos + i) / c->config.block_tokens]];
         RETURN_UNLESS(b->tables == 1, "slot %u writes position %u into a block of %u tables",

@@ -37,10 +37,13 @@ enum copy_what {
     COPY_REFUSED, // it was not admitted, or lost its place; known no more
     COPY_QUEUED,  // its place in the queue; nothing to keep
     COPY_MARK,    // what an operator decided about a node
+    COPY_ORDERS,  // what operators made of the configuration: `text`, whole
 };
-enum { COPY_WHATS = COPY_MARK + 1 };
+enum { COPY_WHATS = COPY_ORDERS + 1 };
 
 enum copy_mark { COPY_MARK_NONE, COPY_MARK_DRAIN, COPY_MARK_EJECT };
+
+enum { COPY_ORDERS_BYTES = 32 << 10 };
 
 struct copy_hello {
     const char *name;       // of the follower
@@ -77,7 +80,7 @@ struct copy_record {
     enum copy_what what;
     uint64_t seq;     // grows by one; 0: before SYNCED
     uint64_t epoch;   // highest that was used for a replica
-    uint64_t request; // 0: SYNCED, MARK
+    uint64_t request; // 0: SYNCED, MARK, ORDERS
     // SUBMIT. journal.request is `request`; max_tokens 0 = as many as fit. One that is finished may
     // come without its prompt: then prompt_n says how long that was.
     struct journal journal;
@@ -91,7 +94,7 @@ struct copy_record {
     uint32_t first;
     const struct token_out *tokens; // their `request` is not sent
     uint32_t tokens_n;
-    // DONE; `text` REFUSED too
+    // DONE; `text` REFUSED too, and ORDERS, then at most COPY_ORDERS_BYTES
     enum finish_reason finish;
     enum status status;
     const char *text;

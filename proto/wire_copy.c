@@ -205,7 +205,8 @@ static void read_tokens(struct wire_check *c, const Hadal__CopyRecord *p, struct
 
 static void read_record(struct wire_check *c, const Hadal__CopyRecord *p, struct copy_record *r)
 {
-    bool of_none = p->what == COPY_SYNCED || p->what == COPY_MARK;
+    bool of_none = p->what == COPY_SYNCED || p->what == COPY_MARK ||
+                   p->what == COPY_ORDERS;
     wire_check_range(c, "what", p->what, 0, COPY_WHATS - 1);
     wire_check_range(c, "request", p->request, of_none ? 0 : 1, UINT64_MAX);
     wire_check_range(c, "prompt_n", p->prompt_n, 0, LIMIT_CONTEXT);
@@ -214,7 +215,7 @@ static void read_record(struct wire_check *c, const Hadal__CopyRecord *p, struct
         wire_check_name(c, "node", p->node);
     wire_check_range(c, "finish", p->finish, 0, FINISH_ERROR);
     wire_check_status(c, "status", p->status);
-    wire_check_string(c, "text", p->text, LIMIT_PATH);
+    wire_check_string(c, "text", p->text, p->what == COPY_ORDERS ? COPY_ORDERS_BYTES : LIMIT_PATH);
     wire_check_range(c, "emitted_n", p->emitted_n, 0, LIMIT_CONTEXT);
     wire_check_range(c, "cached_n", p->cached_n, 0, LIMIT_CONTEXT);
     *r = (struct copy_record){.what = (enum copy_what)p->what,

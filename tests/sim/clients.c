@@ -10,6 +10,11 @@
 
 static const char *stage_names[] = {"new", "live", "refused", "finished", "forgotten"};
 
+static uint32_t versions_n(const struct world *w)
+{
+    return w->opt.mock.versions_n ? w->opt.mock.versions_n : 1;
+}
+
 uint32_t client_add(struct world *w, const struct coord_submit *s, const int32_t *prompt)
 {
     MEM_GROW(w->clients, w->clients_n, w->clients_cap);
@@ -18,7 +23,11 @@ uint32_t client_add(struct world *w, const struct coord_submit *s, const int32_t
     c->prompt = mem_dup(prompt, s->prompt_n * sizeof *prompt);
     c->submit.prompt = c->prompt;
     c->submit.request = c->id;
-    mock_stream_init(&c->expected, c->prompt, s->prompt_n, w->opt.mock.vocab);
+    c->may_be = 1u << versions_n(w);
+    c->may_be--;
+    for (uint32_t i = 0; i < versions_n(w); i++)
+        mock_stream_salted(&c->expected[i], i ? w->opt.mock.versions[i].salt : 0, c->prompt,
+                           s->prompt_n, w->opt.mock.vocab);
     return (uint32_t)w->clients_n - 1;
 }
 
@@ -127,6 +136,30 @@ static struct sim_client *client_of(struct world *w, uint64_t id)
     return &w->clients[id - 1];
 }
 
+// All its tokens are those of one version.
+static void judge_token(struct world *w, struct sim_client *c, const struct token_out *t, bool lied)
+{
+    uint32_t still = 0;
+    int32_t due = -1;
+    for (uint32_t i = 0; i < versions_n(w); i++) {
+        struct mock_stream before = c->expected[i];
+        due = mock_stream_next(&c->expected[i]);
+        still |= (uint32_t)(due == t->token) << i;
+        if (due != t->token && lied) { // what follows is right for what it has
+            mock_stream_take(&before, t->token);
+            c->expected[i] = before;
+        }
+    }
+    if (c->may_be & still)
+        c->may_be &= still;
+    else if (lied)
+        c->lies++;
+    else
+        world_fail(w, "request %" PRIu64 ": token %u is %d, the unfailed run of no version that it "
+                      "may be (%x) gives that; the last gives %d",
+                   c->id, t->index, t->token, c->may_be, due);
+}
+
 static void on_token(struct world *w, struct sim_client *c, const struct token_out *t)
 {
     if (c->asked_stop && w->opt.standby && t->index >= c->stop_at)
@@ -141,18 +174,10 @@ static void on_token(struct world *w, struct sim_client *c, const struct token_o
     if (t->index != c->seen_n)
         world_fail(w, "request %" PRIu64 ": token %u came where %u was due", c->id, t->index,
                    c->seen_n);
-    struct mock_stream before = c->expected;
-    int32_t due = mock_stream_next(&c->expected);
     bool lied = w->lied[c->from_replica] || w->lied_step[c->from_replica] == w->steps;
     // Where the client's view lags behind, it may be told late of what a liar said.
     lied |= w->opt.standby && w->lied_us && w->now_us - w->lied_us < SIM_S(2);
-    if (t->token != due && lied) { // what follows is right for what it has
-        mock_stream_take(&before, t->token);
-        c->expected = before;
-        c->lies++;
-    } else if (t->token != due)
-        world_fail(w, "request %" PRIu64 ": token %u is %d, the unfailed run gives %d", c->id,
-                   t->index, t->token, due);
+    judge_token(w, c, t, lied);
     MEM_GROW(c->seen, c->seen_n, c->seen_cap);
     c->seen[c->seen_n++] = t->token;
     uint64_t since = c->last_us ? c->last_us : w->now_us;
@@ -482,6 +507,12 @@ static void check_journal(struct world *w, const struct sim_client *c)
                    stage_names[c->stage], coord_request_state_name(v.state));
 }
 
+static bool count_pool(void *arg, const struct coord_pool_view *v)
+{
+    ++*(uint32_t *)arg;
+    return true;
+}
+
 void clients_check(struct world *w)
 {
     if (w->moving)
@@ -491,7 +522,8 @@ void clients_check(struct world *w)
             check_journal(w, &w->clients[i]);
     struct coord_stats s;
     coord_stats(w->coord, &s);
-    uint32_t pools = w->opt.coord.pools_n ? w->opt.coord.pools_n : 1; // the limit is of each
+    uint32_t pools = 0; // the limit is of each
+    coord_each_pool(w->coord, count_pool, &pools);
     if (s.queued - s.queued_moved > pools * w->opt.coord.queue_limit)
         world_fail(w, "%u requests wait, %u may", s.queued, w->opt.coord.queue_limit);
 }

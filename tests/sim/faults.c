@@ -239,6 +239,10 @@ static void hit_order(struct world *w, enum fault_class f, int i)
         admin_send(w, COORD_FAILOVER, NULL, world_between(w, 1, w->opt.replicas));
         return;
     }
+    if (f == FAULT_ROLLOUT) {
+        rollout_order(w);
+        return;
+    }
     if (f == FAULT_ROLE) {
         enum coord_role role = (enum coord_role)world_between(w, 0, COORD_ROLE_DECODE);
         admin_send(w, COORD_ROLE, coord_role_name(role), world_between(w, 1, w->opt.replicas));
@@ -281,4 +285,5 @@ void faults_heal(struct world *w)
         end_crash(w, i);
         admin_send(w, COORD_UNDRAIN, w->nodes[i].name, 0);
     }
+    rollout_end(w);
 }

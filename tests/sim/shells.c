@@ -98,6 +98,11 @@ static void coord_action(struct world *w, const struct coord_action *a)
                                              .node = -1,
                                              .gen = w->coord_timer_gen});
         break;
+    case COORD_STATE:
+        standby_state(w, a);
+        break;
+    case COORD_NODES:
+        break;
     case COORD_TRACE:
         if (a->trace.level >= LOG_INFO || w->tell_all)
             world_tell(w, "%s", a->trace.text);

@@ -117,6 +117,13 @@ bool standby_holds(struct world *w, const struct coord_action *a)
     return copier_hold(&w->copier, a);
 }
 
+void standby_state(struct world *w, const struct coord_action *a)
+{
+    struct copy_record r;
+    if (w->copying && copier_record(a, &r))
+        send_record(w, &r);
+}
+
 static bool snapshot(void *arg, const struct coord_request_view *v)
 {
     struct world *w = arg;
@@ -151,6 +158,7 @@ static void attach(struct world *w, int arg)
     w->attached_us = w->now_us;
     w->follower_there = true;
     follower_up(&w->follower);
+    tell_record(w, &(struct copy_record){.what = COPY_ORDERS, .text = coord_state(w->coord)});
     coord_each_request(w->coord, snapshot, w);
     struct copy_record r = {.what = COPY_SYNCED,
                             .seq = copier_syncing(&w->copier, w->copy_gen, false)};
@@ -381,6 +389,7 @@ static void take_over(struct world *w, int arg)
 {
     struct errmsg err = {0};
     w->opt.coord.first_epoch = w->follower.shadow.epoch + 1000;
+    w->opt.coord.state = follower_state(&w->follower);
     w->coord = coord_create(&w->opt.coord, &err);
     if (!w->coord)
         world_fail(w, "%s", err.text);

@@ -253,6 +253,10 @@ static void draw_faults(struct world *w, struct swarm *s)
         s->classes[f] = world_chance(w, 0.35);
         s->classes_n += s->classes[f];
     }
+    if (s->classes[FAULT_ROLLOUT] && s->classes[FAULT_LIE]) { // who lies says what no version does
+        s->classes[FAULT_LIE] = false;
+        s->classes_n--;
+    }
     s->mean_gap_us = SIM_MS(world_between(w, 60, 2000));
     s->heal_us = SIM_S(world_between(w, 3, 12));
 }
@@ -334,7 +338,7 @@ static bool settled(struct world *w)
         sequences += node_sequences(w->nodes[i].core);
         transfers += node_transfers(w->nodes[i].core);
     }
-    return clients_finished(w) && s.replicas_ready == w->opt.replicas && !s.retained &&
+    return clients_finished(w) && s.replicas_ready == s.replicas && rollout_is_over(w) && !s.retained &&
            s.credits_free == s.credits && sequences <= probes && s.nodes == w->opt.nodes &&
            !s.transferring && !transfers && kv_free(w) && w->admin_sent == w->admin_done;
 }
@@ -390,6 +394,10 @@ static void report(const struct world *w, struct swarm_report *sum)
     sum->takeovers += w->takeovers;
     sum->restored += w->restored;
     sum->probes += s.probes;
+    sum->rollouts += s.rollouts;
+    sum->rollouts_done += s.rollouts_done;
+    sum->rollouts_reverted += s.rollouts_reverted;
+    sum->loans += s.loans;
     sum->quarantines += s.quarantines;
     for (size_t i = 0; i < w->clients_n; i++)
         sum->lies += w->clients[i].lies;
@@ -409,13 +417,16 @@ void swarm_run(uint64_t seed, bool print, uint64_t until_us, struct swarm_report
     draw_options(&w);
     draw_faults(&w, &s);
     draw_probes(&w, s.classes[FAULT_LIE]);
-    draw_pools(&w);
+    if (s.classes[FAULT_ROLLOUT])
+        rollout_draw(&w, s.heal_us);
+    else
+        draw_pools(&w);
     w.opt.standby = s.classes[FAULT_COORD];
     w.opt.follower_clients = w.opt.standby && world_chance(&w, 0.7);
     if (w.opt.standby) // an end that is not kept cannot be told by a successor
         w.opt.coord.retain_limit = 4096;
     // What is computed again is the same only where nobody lies.
-    w.opt.copy_mode = s.classes[FAULT_LIE] || world_chance(&w, 0.7) ? COPY_SYNC : COPY_ASYNC;
+    w.opt.copy_mode = s.classes[FAULT_LIE] || s.classes[FAULT_ROLLOUT] || world_chance(&w, 0.7) ? COPY_SYNC : COPY_ASYNC;
     uint32_t clients = (uint32_t)world_between(&w, 1, 40);
     world_trace(&w, "%u replicas of %u x %u on %u nodes, %u clients", w.opt.replicas, w.opt.stages,
                 w.opt.tensor, w.opt.nodes, clients);

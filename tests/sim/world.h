@@ -6,6 +6,7 @@
 //   shells.c   the shells of coordinator and nodes; invariants
 //   network.c  connections: delay, order, break, half-open, partition
 //   clients.c  who asks, stops, leaves and comes back; checks every token
+//   rollout.c  several versions of the model
 //   policy.c   quotas, shares, deadlines
 //   standby.c  copies, and another coordinator's taking over
 //   faults.c   what goes wrong
@@ -27,7 +28,7 @@
 #include "node/node.h"
 #include "proto/wire.h"
 
-enum { SIM_NODES = 48, SIM_SAID = 8 };
+enum { SIM_NODES = 48, SIM_SAID = 8, SIM_REPLICAS = 256, SIM_VERSIONS = 5 };
 #define SIM_MS(x) ((uint64_t)(x)*1000)
 #define SIM_S(x)  ((uint64_t)(x)*1000000)
 
@@ -108,7 +109,9 @@ struct sim_client {
     struct coord_submit submit;
     int32_t *prompt; // owned
     uint64_t submit_us;
-    struct mock_stream expected;
+    // Of each version what it would answer, and which of them it may still be: it must be one.
+    struct mock_stream expected[SIM_VERSIONS];
+    uint32_t may_be;
     int32_t *seen; // owned
     uint32_t seen_n;
     size_t seen_cap;
@@ -176,14 +179,14 @@ struct world {
     struct sim_client *clients; // id - 1
     size_t clients_n, clients_cap;
     struct sim_bucket buckets[1 + SIM_TENANTS]; // of those without a name, then of the named
-    uint64_t epochs[64]; // of the replicas (by id), as the coordinator sees them
-    uint32_t max_seqs[64];
-    bool lied[64];          // a rank of the replica lies, or did in this epoch
+    uint64_t epochs[SIM_REPLICAS]; // of the replicas (by id), as the coordinator sees them
+    uint32_t max_seqs[SIM_REPLICAS];
+    bool lied[SIM_REPLICAS];          // a rank of the replica lies, or did in this epoch
     uint64_t lied_us;       // the last time that any did; 0 = never
-    uint64_t lied_step[64]; // the step in which it was fenced, when it did
-    bool was_draining[64];
-    uint64_t proving_us[64]; // since when it proves itself; 0 = it does not
-    uint64_t ready_us[64];  // READY since; UINT64_MAX = is not
+    uint64_t lied_step[SIM_REPLICAS]; // the step in which it was fenced, when it did
+    bool was_draining[SIM_REPLICAS];
+    uint64_t proving_us[SIM_REPLICAS]; // since when it proves itself; 0 = it does not
+    uint64_t ready_us[SIM_REPLICAS];  // READY since; UINT64_MAX = is not
     uint32_t lies_n;        // nodes that lie
     uint64_t admin_sent, admin_done;
     uint64_t stale_offered; // messages of an old epoch or connection given to the coordinator
@@ -276,11 +279,18 @@ enum fault_class {
     FAULT_EJECT,
     FAULT_ROLE,  // a replica gets another role
     FAULT_COORD, // the coordinator is killed; its standby takes over, or the two lose each other
+    FAULT_ROLLOUT, // an operator rolls a version out, or takes it back, or scales
     FAULT_CLASSES,
 };
 void fault_inject(struct world *w, enum fault_class f);
 void faults_heal(struct world *w); // everything works again, nodes come back
 void admin_send(struct world *w, enum coord_admin_op op, const char *target, uint64_t replica);
+
+// ---- rollout.c ----
+void rollout_draw(struct world *w, uint64_t until_us); // versions of the model, good and bad
+void rollout_order(struct world *w);
+void rollout_end(struct world *w); // whatever is under way comes to its end
+bool rollout_is_over(const struct world *w);
 
 // ---- policy.c ----
 void policy_start(struct world *w); // a new core: its buckets are full
@@ -289,6 +299,7 @@ void policy_check(struct world *w, const struct coord_event *ev, const struct co
 // ---- standby.c ----
 void standby_start(struct world *w);
 void standby_submitted(struct world *w, uint64_t id);
+void standby_state(struct world *w, const struct coord_action *a);
 bool standby_holds(struct world *w, const struct coord_action *a); // clients do not see it yet
 void standby_told(struct world *w, const struct coord_action *a);
 void standby_record(struct world *w, struct sim_event *ev);
@@ -303,7 +314,7 @@ void clients_moved(struct world *w); // another coordinator has what was copied
 // ---- swarm.c, golden.c ----
 struct swarm_report {
     uint64_t steps, tokens, requests, moves, preemptions, probes, quarantines, lies, takeovers,
-        restored, fences, stale, virtual_us, transfers, kv_moved, apart;
+        restored, fences, stale, virtual_us, transfers, kv_moved, apart, rollouts, rollouts_done, rollouts_reverted, loans;
 };
 void swarm_run(uint64_t seed, bool print, uint64_t until_us, struct swarm_report *sum);
 // 0 = all traces are as kept; else the number that differ. bless: write them anew.
