@@ -129,6 +129,8 @@ static void failover(struct coord *c, uint64_t id, uint64_t tag)
                                   coord_replica_state_name(r->state)));
         return;
     }
+    if (handover_reform(c, r, tag)) // answered when it is fenced
+        return;
     replica_fence(c, r, &(struct fence){FENCE_ORDER, NULL, "failover was asked for"});
     admin_answer(c, tag, STATUS_OK, "fenced; its requests were moved");
 }

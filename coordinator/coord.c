@@ -404,6 +404,9 @@ static void fire(struct coord *c, struct timer *t)
     case TIMER_CANCEL:
         replica_cancel_timer(c, CONTAINER_OF(t, struct replica, cancel_timer));
         break;
+    case TIMER_REFORM:
+        handover_reform_timer(c, CONTAINER_OF(t, struct replica, reform_timer));
+        break;
     case TIMER_TRANSFER:
         transfer_timer(c, CONTAINER_OF(t, struct transfer, timer));
         break;

@@ -236,7 +236,8 @@ const char *coord_role_name(enum coord_role r); // "any", "prefill", "decode"
 enum coord_admin_op {
     COORD_DRAIN,    // node `target`: hand its work over, then leave it idle until UNDRAIN
     COORD_UNDRAIN,  // node `target` may be used again; ends drain and eject
-    COORD_FAILOVER, // replica `replica`: fence it, move its requests, form it anew
+    COORD_FAILOVER, // replica `replica`: move its requests, with their KV where that can be; fence
+                    // it, form it anew
     COORD_ROLE,     // replica `replica` has the role `target` from now on
     COORD_SCALE,    // pool `target` has `number` replicas from now on
     // Versions of a model (rollout.h). `target`: the pool, or the model when one pool serves it.

@@ -53,6 +53,7 @@ enum timer_kind {
     TIMER_REPLICA, // forming: give up; vacant: back-off is over
     TIMER_CANCEL,  // a replica's oldest CANCEL is not answered
     TIMER_TRANSFER, // its lease
+    TIMER_REFORM,   // a replica that hands over before it is formed anew took too long
     TIMER_WAIT,    // a request's deadline
     TIMER_LIFE,    // a request's grace or retention
     TIMER_NOTICE,  // tell waiting requests their places
@@ -190,6 +191,9 @@ struct replica {
     uint32_t moving_n;            // of leaving
     uint32_t preempting_n;        // of leaving: their places are given to others already
     uint32_t soft_n[QUEUE_BANDS]; // running ones that may be preempted, by lane_band
+    bool reforming;               // DRAINING because of a FAILOVER; formed anew when empty
+    struct waiter *reforms;       // FAILOVER commands to answer
+    struct timer reform_timer;
     uint32_t reserved_n;          // places held for requests whose KV is on its way here
     uint32_t sending_n;           // transfers from here
     uint64_t backlog;             // tokens of running requests that have no token yet
@@ -495,6 +499,8 @@ void requests_cancelled(struct coord *c, struct replica *r, uint64_t id);
 
 // ---- routing.c ----
 struct replica *route(struct coord *c, struct request *q); // NULL: no place for it now
+// Tokens of q that r seems to have in its prefix cache.
+uint32_t routing_cached(struct coord *c, const struct request *q, const struct replica *r);
 void routing_first_token(struct coord *c, struct request *q, const struct token_out *t);
 void routing_step(struct coord *c, struct replica *r, uint64_t us);
 
@@ -513,8 +519,12 @@ bool dispatch_to(struct coord *c, struct request *q, struct replica *r); // fals
 
 // ---- handover.c ----
 void handover_pump(struct coord *c);
+// FAILOVER of a replica that lives and whose requests can take their KV along: it hands over, for the
+// time of a lease at most, and is fenced then. False: there is nothing to be gained.
+bool handover_reform(struct coord *c, struct replica *r, uint64_t tag);
+void handover_reform_timer(struct coord *c, struct replica *r);
 // The replica that computes q's prompt, when it is long, for the target; NULL: the target does.
-struct replica *handover_pair(const struct coord *c, const struct request *q,
+struct replica *handover_pair(struct coord *c, const struct request *q,
                               const struct replica *target);
 // q was given to the replica that computes it for `target`.
 void handover_offer(struct coord *c, struct request *q, struct replica *target);

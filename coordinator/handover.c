@@ -23,11 +23,11 @@ static uint32_t spare_credits(const struct pool *p)
 // True: it left, or is on its way.
 static bool move(struct coord *c, struct request *q)
 {
-    struct replica *to = route(c, q);
-    bool fits = to && q->kv_tries < TRIES && transfer_fits(c, q, q->replica, to);
-    if (fits && (q->replica->sending_n >= AT_ONCE || q->kv_after_us > c->now_us))
+    bool again = q->kv_tries < TRIES && transfer_worthwhile(c, q, q->replica);
+    if (again && (q->replica->sending_n >= AT_ONCE || q->kv_after_us > c->now_us))
         return false; // its turn comes
-    if (fits && kvrate_move_pays(&q->pool->kvrate)) {
+    struct replica *to = again ? route(c, q) : NULL;
+    if (to && transfer_fits(c, q, q->replica, to) && kvrate_move_pays(&q->pool->kvrate)) {
         transfer_begin(c, q, to);
         return true;
     }
@@ -67,6 +67,36 @@ void handover_pump(struct coord *c)
         pump_pool(c, c->pools[i]);
 }
 
+static bool can_take_kv(const struct coord *c, const struct replica *r)
+{
+    const struct request *q = r->running.head;
+    for (uint32_t i = 0; q && i < c->replicas_n; i++)
+        if (transfer_fits(c, q, r, c->replicas[i]))
+            return true;
+    return false;
+}
+
+bool handover_reform(struct coord *c, struct replica *r, uint64_t tag)
+{
+    if (!r->reforming && (r->state != COORD_REPLICA_READY || !can_take_kv(c, r)))
+        return false;
+    if (!waiter_add(&r->reforms, tag))
+        return false;
+    if (r->reforming)
+        return true;
+    core_trace(c, LOG_INFO, "failover of replica %" PRIu64 ": it hands over %u request%s", r->id,
+               r->running.n, r->running.n == 1 ? "" : "s");
+    r->reforming = true;
+    core_arm(c, &r->reform_timer, TIMER_REFORM, c->now_us + 1000ull * c->cfg.kv_lease_ms);
+    replica_drain(c, r);
+    return true;
+}
+
+void handover_reform_timer(struct coord *c, struct replica *r)
+{
+    replica_fence(c, r, &(struct fence){FENCE_ORDER, NULL, "failover took too long"});
+}
+
 // ---- prompts ----
 
 static bool takes_prompt(const struct coord *c, const struct request *q, const struct replica *r,
@@ -76,17 +106,24 @@ static bool takes_prompt(const struct coord *c, const struct request *q, const s
            replica_load(r) < r->max_seqs && transfer_fits(c, q, r, target);
 }
 
-struct replica *handover_pair(const struct coord *c, const struct request *q,
+struct replica *handover_pair(struct coord *c, const struct request *q,
                               const struct replica *target)
 {
     struct replica *best = NULL;
+    uint64_t least = UINT64_MAX;
+    uint32_t tokens = q->prompt_n + q->emitted_n;
     if (!q->pool->prefill_n || q->kv_tries || q->class == QUEUE_SUSPECT ||
-        q->prompt_n + q->emitted_n - q->hint_n < c->cfg.long_prompt_tokens || q->prefer == target->id)
+        tokens - q->hint_n < c->cfg.long_prompt_tokens || q->prefer == target->id)
         return NULL;
     for (uint32_t i = 0; i < c->replicas_n; i++) {
         struct replica *r = c->replicas[i];
-        if (takes_prompt(c, q, r, target) && (!best || r->backlog < best->backlog))
+        if (!takes_prompt(c, q, r, target))
+            continue;
+        uint64_t todo = r->backlog + tokens - routing_cached(c, q, r);
+        if (todo < least) {
+            least = todo;
             best = r;
+        }
     }
     return best;
 }

@@ -60,7 +60,9 @@ void replicas_free(struct coord *c)
         struct replica *r = c->replicas[i];
         core_disarm(c, &r->timer);
         core_disarm(c, &r->cancel_timer);
+        core_disarm(c, &r->reform_timer);
         core_disarm(c, &r->probe.timer);
+        waiters_free(&r->reforms);
         links_clear(r);
         free(r->links);
         free(r->ranks);
@@ -203,6 +205,9 @@ void replica_fence(struct coord *c, struct replica *r, const struct fence *f)
     r->epoch = 0;
     links_clear(r);
     core_disarm(c, &r->timer);
+    core_disarm(c, &r->reform_timer);
+    r->reforming = false;
+    waiters_answer(c, &r->reforms, STATUS_OK, "its requests were moved; it is formed anew");
     core_disarm(c, &r->cancel_timer);
     prober_reset(c, r);
     r->pace = (struct pace){0};
@@ -238,7 +243,7 @@ void replica_undrain(struct coord *c, struct replica *r)
     for (uint32_t i = 0; i < r->pool->ranks_n; i++)
         if (r->ranks[i]->state == COORD_NODE_DRAINING)
             return;
-    if (r->state == COORD_REPLICA_DRAINING)
+    if (r->state == COORD_REPLICA_DRAINING && !r->reforming)
         replica_move(c, r, COORD_REPLICA_READY);
 }
 

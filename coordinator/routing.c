@@ -91,6 +91,12 @@ static uint32_t depth_of(const struct pool *p, const struct chain *k, const stru
     return lo;
 }
 
+uint32_t routing_cached(struct coord *c, const struct request *q, const struct replica *r)
+{
+    struct chain k = chain_of(c, q);
+    return depth_of(q->pool, &k, r) * k.block_tokens;
+}
+
 // ---- the choice ----
 
 // A key stays at its place unless another one is so much cheaper.

@@ -138,15 +138,21 @@ static void send_cancel(struct coord *c, const struct replica *r, uint64_t epoch
 
 // ---- begin and end ----
 
+bool transfer_worthwhile(const struct coord *c, const struct request *q,
+                         const struct replica *source)
+{
+    uint32_t tokens = q->prompt_n + q->emitted_n;
+    return c->cfg.kv_move && source->block_tokens > 0 && tokens > source->block_tokens &&
+           tokens >= c->cfg.kv_min_tokens && q->strikes_fault < 2 && has_movers(source);
+}
+
 bool transfer_fits(const struct coord *c, const struct request *q, const struct replica *source,
                    const struct replica *target)
 {
-    uint32_t tokens = q->prompt_n + q->emitted_n;
-    return c->cfg.kv_move && source != target && target->serves && source->pool == target->pool &&
+    return source != target && target->serves && source->pool == target->pool &&
            source->fingerprint == target->fingerprint &&
-           source->block_tokens == target->block_tokens && source->block_tokens > 0 &&
-           tokens > source->block_tokens && tokens >= c->cfg.kv_min_tokens &&
-           q->strikes_fault < 2 && has_movers(source) && has_movers(target);
+           source->block_tokens == target->block_tokens && has_movers(target) &&
+           transfer_worthwhile(c, q, source);
 }
 
 static void enter(struct transfer *t, enum coord_transfer_state to)

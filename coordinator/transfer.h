@@ -46,7 +46,10 @@ struct transfer {
     struct transfer *prev, *next;
 };
 
-// Whether q's KV may be moved from one to the other at all, and would be worth it.
+// Whether q's KV may be moved from there at all: it has enough of it, and there is a mover.
+bool transfer_worthwhile(const struct coord *c, const struct request *q,
+                         const struct replica *source);
+// And to there.
 bool transfer_fits(const struct coord *c, const struct request *q, const struct replica *source,
                    const struct replica *target);
 // q runs on its replica; target serves and has a credit.

@@ -363,6 +363,8 @@ static void check_places(const struct replica *r)
     assert(moving == r->moving_n && suspects == r->suspects && preempting == r->preempting_n);
     assert(preempting <= r->max_seqs); // the lead takes twice max_seqs
     assert(!r->leaving.n || r->cancel_timer.slot);
+    assert(!r->reforming || (r->state == COORD_REPLICA_DRAINING && r->reform_timer.slot));
+    assert(r->reforming || !r->reforms);
     assert(replica_load(r) <= r->max_seqs); // credits
 }
 

@@ -293,8 +293,13 @@ void node_poll(struct world *w, int i)
 {
     struct sim_node *n = &w->nodes[i];
     struct engine_event ev;
-    while (n->alive && n->engine->ops->poll(n->engine, &ev))
+    while (n->alive && n->engine->ops->poll(n->engine, &ev)) {
+        // The mock looks at every plan and every block that it reads: a real engine would have
+        // computed wrong tokens.
+        if (ev.kind == ENGINE_STEP && ev.result.status == STATUS_INTERNAL)
+            world_fail(w, "the engine of node %s was given nonsense", n->name);
         node_event(w, i, &(struct node_event){.kind = NODE_EV_ENGINE, .engine = &ev});
+    }
     n->woken = true;
 }
 

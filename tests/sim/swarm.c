@@ -34,7 +34,7 @@ static void draw_mock(struct world *w)
     m->row_us = world_between(w, 1, 100);
     m->detect_us = world_between(w, 1000, 50000);
     m->kv_setup_us = world_between(w, 0, 20000);
-    m->kv_block_us = world_between(w, 1, world_chance(w, 0.3) ? 50000 : 2000);
+    m->kv_block_us = world_between(w, 1, world_chance(w, 0.5) ? 50000 : 2000);
     m->kv_stop_us = world_between(w, 0, 30000);
     m->link_timeout_us = SIM_S(5);
 }
@@ -225,8 +225,9 @@ static void draw_client(struct world *w, uint64_t span_us)
     s.prompt_n = (uint32_t)world_between(w, 1, w->opt.long_prompts ? 120 : 48);
     // A few families of prompts share their beginnings.
     uint64_t family = world_between(w, 0, 3);
+    uint32_t shared = w->opt.long_prompts ? 100 : 24;
     for (uint32_t i = 0; i < s.prompt_n; i++)
-        prompt[i] = (int32_t)(i < 24 && family ? (family * 7 + i) % w->opt.mock.vocab
+        prompt[i] = (int32_t)(i < shared && family ? (family * 7 + i) % w->opt.mock.vocab
                                                : prng_below(&w->prng, w->opt.mock.vocab));
     s.max_tokens = world_chance(w, 0.1) ? 0 : (uint32_t)world_between(w, 1, 48);
     static const char *const tenants[] = {NULL, "", "gold", "silver", "tin", "lead", "mud"};
@@ -438,7 +439,7 @@ void swarm_run(uint64_t seed, bool print, uint64_t until_us, struct swarm_report
         while (!w.coord) // its standby is about to take over
             run_until(&w, w.now_us + SIM_MS(500));
         faults_heal(&w);
-        check_liveness(&w, SIM_S(180));
+        check_liveness(&w, SIM_S(600)); // a slow version with one place takes its time
         if (!w.opt.lose_reports) {
             run_until(&w, w.now_us + SIM_S(1)); // the last reports arrive
             coord_each_replica(w.coord, judge_cache, &w);

@@ -433,6 +433,40 @@ static void test_role_change_moves(void **state)
     coord_destroy(g.c);
 }
 
+// A replica that lives hands over before it is formed anew; one that does not get done is fenced.
+static void test_failover(void **state)
+{
+    for (int late = 0; late < 2; late++) {
+        struct rig g;
+        rig_init(&g, 2, 0, true);
+        uint64_t id = submit(&g, 40), at = view(&g, id).replica, to = 3 - at;
+        token(&g, at, id, 0, FINISH_NONE);
+        admin(&g, COORD_FAILOVER, NULL, at);
+        uint64_t t = transfer(&g).id;
+        assert_int_not_equal(t, 0);
+        admin(&g, COORD_UNDRAIN, at == 1 ? "a" : "b", 0); // has nothing to do with it
+        assert_int_equal(stats(&g).replicas_ready, 1);
+        if (late) {
+            g.now_us += MS(501);
+            step(&g, &(struct coord_event){.kind = COORD_TIMER});
+        } else {
+            ready(&g, to, t);
+            done(&g, to, t, KV_ROLE_TARGET, STATUS_OK);
+            cancelled(&g, at, id);
+        }
+        assert_int_equal(view(&g, id).replica, to);
+        assert_int_equal(stats(&g).transfers[COORD_TRANSFER_MOVED], !late);
+        assert_non_null(sent_to(&g, at, MSG_DISSOLVE));
+        assert_non_null(sent_to(&g, at, MSG_FORM));
+        bool answered = false;
+        for (size_t i = 0; i < g.out.n; i++)
+            answered |= g.out.v[i].kind == COORD_ADMIN_DONE &&
+                        g.out.v[i].admin_done.status == STATUS_OK;
+        assert_true(answered);
+        coord_destroy(g.c);
+    }
+}
+
 static void test_rates(void **state)
 {
     struct kvrate k = {0};
@@ -465,6 +499,7 @@ int main(void)
         cmocka_unit_test(test_nothing_to_send),
         cmocka_unit_test(test_landed_and_lost),
         cmocka_unit_test(test_role_change_moves),
+        cmocka_unit_test(test_failover),
         cmocka_unit_test(test_rates),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
