@@ -85,6 +85,28 @@ enum status kern_download(void *host, const struct kern_buf *src, size_t at,
                           size_t n) STATUS_MUST_USE;
 void kern_zero(struct kern_buf *b, size_t at, size_t n);
 
+// A second way to the buffers of a kern, for one other thread: copies between them and host memory
+// that run beside the kern's queue and never wait for it nor hold it up (CUDA: a stream of its own;
+// CPU: memcpy). Who writes what meanwhile is the callers' business: elements that are copied must
+// not be in use by ops, but for what a fence orders.
+struct kern_copier;
+enum status kern_copier_create(struct kern *k, struct kern_copier **out) STATUS_MUST_USE;
+void kern_copier_destroy(struct kern_copier *c); // NULL is fine; before the kern is closed
+// Owner thread of the kern: what its queue was given so far is done before copies that follow.
+enum status kern_copier_fence(struct kern_copier *c) STATUS_MUST_USE;
+// `rows` runs of `n` elements each, `stride` elements apart in the buffer, packed on the host. The
+// host memory is in use until kern_copier_wait.
+struct kern_strip {
+    struct kern_buf *buf;
+    size_t at, stride, rows, n;
+};
+enum status kern_copier_read(struct kern_copier *c, void *host,
+                             const struct kern_strip *s) STATUS_MUST_USE;
+enum status kern_copier_write(struct kern_copier *c, const struct kern_strip *s,
+                              const void *host) STATUS_MUST_USE;
+// Everything given before is done.
+enum status kern_copier_wait(struct kern_copier *c) STATUS_MUST_USE;
+
 // `window` becomes elements [at, at + n) of `of`, of its dtype: one upload fills many windows. Made
 // by kern_buf_window_create, freed by kern_buf_destroy before `of` is; moving it is free of cost.
 enum status kern_buf_window_create(struct kern_buf *of,

@@ -36,6 +36,11 @@ struct kern_stage {
     void *device; // the body's own
 };
 
+struct kern_copier {
+    struct kern *k;
+    void *device; // the body's own
+};
+
 // One member per op, in the order of kern.h.
 struct kern_compute {
     void (*embed)(struct kern *, const struct kern_embed_args *);
@@ -82,6 +87,12 @@ struct kern_device {
     void (*stage_free)(struct kern_stage *);
     void (*stage_fill)(struct kern_weight *, const struct kern_fill_args *, struct kern_stage *);
     void (*stage_wait)(struct kern_stage *);
+    enum status (*copier_open)(struct kern_copier *); // sets device
+    void (*copier_close)(struct kern_copier *);
+    enum status (*copier_fence)(struct kern_copier *);
+    enum status (*copier_read)(struct kern_copier *, void *host, const struct kern_strip *);
+    enum status (*copier_write)(struct kern_copier *, const struct kern_strip *, const void *host);
+    enum status (*copier_wait)(struct kern_copier *);
 };
 
 #ifdef __cplusplus

@@ -10,6 +10,7 @@
 #include "base/mem.h"
 #include "node/plan_wire.h"
 #include "node/worker.h"
+#include "node/worker_kv.h"
 
 struct engine_model {
     struct engine base;
@@ -130,6 +131,13 @@ static enum status model_submit(struct engine *e, const struct step_plan *plan)
     return STATUS_OK;
 }
 
+static void model_kv(struct engine *e, const struct kv_order *order)
+{
+    struct worker *w = &model_of(e)->worker;
+    worker_kv_post(w->kv, order);
+    wake_linked(w);
+}
+
 static bool model_poll(struct engine *e, struct engine_event *ev)
 {
     struct engine_model *m = model_of(e);
@@ -179,6 +187,7 @@ static bool model_device(struct engine *e, char uuid[ENGINE_UUID_BYTES])
 static void model_free(struct engine_model *m)
 {
     struct worker *w = &m->worker;
+    worker_kv_destroy(w->kv);
     for (int k = 0; k < WORKER_HUBS; k++)
         lane_hub_close(w->hubs[k]);
     msg_free(w->form);
@@ -217,6 +226,7 @@ static const struct engine_ops model_ops = {
     .link = model_link,
     .dissolve = model_dissolve,
     .submit = model_submit,
+    .kv = model_kv,
     .poll = model_poll,
     .progress = model_progress,
     .device = model_device,
@@ -299,6 +309,7 @@ struct engine *engine_model_create(const struct engine_model_config *config,
         model_free(m);
         return NULL;
     }
+    m->worker.kv = worker_kv_create(&m->worker, m->bind);
     int rc = pthread_create(&m->thread, NULL, worker_main, &m->worker);
     if (rc) {
         model_free(m);

@@ -66,6 +66,7 @@ static void report_formed(struct worker *w, enum status status, const char *text
         f->max_seqs = w->config.max_seqs;
         f->vocab = (uint32_t)s->shard->config.vocab;
         f->pipeline = s->form.stages;
+        f->moves_kv = worker_kv_moves(w);
         f->weights = worker_weights_addresses(w);
         f->loaded = s->loaded;
     }
@@ -98,6 +99,7 @@ static void report_prepared(struct worker *w)
     snprintf(x->tcp, sizeof x->tcp, "%s", tcp ? lane_hub_address(tcp) : "");
     offer_rails(w, x->verbs, sizeof x->verbs);
     x->ev.addresses = (struct rank_addresses){.shm = x->shm, .tcp = x->tcp, .verbs = x->verbs};
+    x->ev.mover = worker_kv_addresses(w->kv);
     worker_event_post(w, x);
 }
 
@@ -146,6 +148,7 @@ void worker_unlink(struct worker *w)
 {
     struct worker_state *s = w->state;
     worker_publish_comm(w, NULL);
+    worker_kv_leave(w);
     if (s->shard)
         model_shard_attach(s->shard, NULL);
     worker_hidden_close(w);
@@ -236,6 +239,8 @@ static enum status open_lanes(struct worker *w, struct errmsg *e)
     }
     if (rc == STATUS_OK)
         rc = worker_hidden_open(w, e);
+    if (rc == STATUS_OK)
+        rc = worker_kv_open(w, e);
     struct lane_config result = {.channel = CHANNEL_RESULT, .slots = depth};
     result.slot_bytes = step_result_max_bytes(w->config.max_seqs);
     if (rc == STATUS_OK && last != 0 && me == 0) {
@@ -342,6 +347,8 @@ static void take_link(struct worker *w, const struct msg_link *l)
         rc = open_device_comm(w, &e);
     if (rc == STATUS_OK)
         rc = worker_hidden_join(w, &e);
+    if (rc == STATUS_OK)
+        rc = worker_kv_join(w, l->members[my_rank(s)].host, &e);
     if (rc != STATUS_OK) {
         report_formed(w, rc, e.text);
         worker_unlink(w);
@@ -405,7 +412,7 @@ static void wait_for_work(struct worker *w)
     clock_gettime(CLOCK_MONOTONIC, &until);
     until.tv_sec += IDLE_WAIT_MS / 1000;
     pthread_mutex_lock(&w->lock);
-    while (!orders_waiting(w) && spsc_empty(&w->plans))
+    while (!orders_waiting(w) && spsc_empty(&w->plans) && !worker_kv_waiting(w->kv))
         if (pthread_cond_timedwait(&w->posted, &w->lock, &until))
             break;
     pthread_mutex_unlock(&w->lock);

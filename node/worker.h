@@ -29,6 +29,8 @@ struct worker_event {
     char shm[LIMIT_ADDR], tcp[LIMIT_ADDR], verbs[LIMIT_RAIL_ADDRS]; // ev.addresses points here
 };
 
+struct worker_kv;
+
 // A plan on its way from the owner to the worker, in the form that is sent to the other ranks.
 struct worker_plan {
     uint64_t epoch;
@@ -54,6 +56,8 @@ struct worker {
 
     struct spsc plans, plans_free;   // struct worker_plan
     struct spsc events, events_free; // struct worker_event
+
+    struct worker_kv *kv; // moves KV blocks; set before the thread starts
 
     struct worker_state *state; // the thread's own, see worker.c
 };

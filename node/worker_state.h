@@ -13,6 +13,7 @@
 #include "node/step_sampler.h"
 #include "node/transports.h"
 #include "node/worker.h"
+#include "node/worker_kv.h"
 
 // Lanes of a replica. The lead's rank is 0, rank (stage, tensor) is stage * T + tensor.
 enum {
@@ -20,6 +21,8 @@ enum {
     CHANNEL_PLAN,   // lead -> every rank
     CHANNEL_HIDDEN, // rank (s, t) -> (s + 1, t)
     CHANNEL_RESULT, // (S - 1, 0) -> lead
+    CHANNEL_KV_ORDER,  // lead -> every rank: worker_kv.h
+    CHANNEL_KV_REPORT, // every rank -> lead
     CHANNEL_PIPE,   // rank (s + 1, t) -> (s, t): where on its GPU hidden states may be put, once
 };
 

@@ -378,6 +378,14 @@ bool worker_step(struct worker *w)
         }
         did = is_lead(s) ? lead_results(w) : s->phase == WORKER_LINKED && follow(w);
     }
+    if (s->phase == WORKER_LINKED) {
+        enum status rc = STATUS_OK;
+        did |= worker_kv_turn(w, &rc);
+        if (rc < 0) {
+            fail(w, rc, "moving KV blocks");
+            return true;
+        }
+    }
     return lead_plans(w) || did; // plans of an epoch that is over are given back here too
 }
 

@@ -90,6 +90,14 @@ bool cuda_replay_begin(struct kern *k, uint64_t key);
 enum status cuda_replay_end(struct kern *k);
 void cuda_replay_forget(struct cuda *c);
 
+// kern_device's members that copier.c holds.
+enum status cuda_copier_open(struct kern_copier *c);
+void cuda_copier_close(struct kern_copier *c);
+enum status cuda_copier_fence(struct kern_copier *c);
+enum status cuda_copier_read(struct kern_copier *c, void *host, const struct kern_strip *s);
+enum status cuda_copier_write(struct kern_copier *c, const struct kern_strip *s, const void *host);
+enum status cuda_copier_wait(struct kern_copier *c);
+
 // kern_device's members that fill.c holds.
 void cuda_weight_noise(struct kern_weight *w, const struct kern_noise_args *a);
 void cuda_buf_noise(struct kern_buf *b, const struct kern_buf_noise_args *a);

@@ -342,6 +342,12 @@ static const struct kern_device device = {
     .stage_free = cuda_stage_free,
     .stage_fill = cuda_stage_fill,
     .stage_wait = cuda_stage_wait,
+    .copier_open = cuda_copier_open,
+    .copier_close = cuda_copier_close,
+    .copier_fence = cuda_copier_fence,
+    .copier_read = cuda_copier_read,
+    .copier_write = cuda_copier_write,
+    .copier_wait = cuda_copier_wait,
     .weight_fill_scales = cuda_weight_fill_scales,
 };
 static const struct kern_compute compute = {
