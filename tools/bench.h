@@ -46,3 +46,4 @@ int bench_load(int argc, char **argv);
 int bench_xport(int argc, char **argv);
 int bench_comm(int argc, char **argv);
 int bench_stages(int argc, char **argv);
+int bench_weights(int argc, char **argv);
