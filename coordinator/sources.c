@@ -1,5 +1,5 @@
 // Which nodes a forming one may read the model from. They are those that said with FORMED that they
-// give their files, whose model is the one that is served, and that are connected and not under
+// give their files, whose model is the pool's by its fingerprint, and that are connected and not under
 // suspicion. Every rank is told a few, each from another place on, so that many that start at once
 // spread over all.
 #include <stdlib.h>
@@ -26,40 +26,25 @@ void sources_forget(struct member *m)
     sources_note(m, &(struct msg_formed){0});
 }
 
-// Of the pool's model: a node keeps what the replica needed that it was in last.
-static bool gives(const struct coord *c, const struct pool *p, const struct member *m)
+static bool gives(const struct member *m)
 {
-    const struct replica *held = m->holds ? replicas_find(c, m->held_replica) : NULL;
     const bool trusted = m->state != COORD_NODE_LOST && m->state != COORD_NODE_EJECTED &&
                          m->state != COORD_NODE_SUSPECT && !m->doubt;
-    return held && held->pool == p && trusted && m->conn && m->held_fingerprint &&
+    return m->holds && trusted && m->conn &&
            (m->weights.shm || m->weights.tcp || m->weights.verbs);
 }
 
-// The model of the replicas that serve; when none does, of the node that has been here longest.
-static uint64_t wanted(const struct coord *c, const struct pool *p)
-{
-    for (uint32_t i = 0; i < c->replicas_n; i++) {
-        const struct replica *r = c->replicas[i];
-        if (r->pool == p && (r->state == COORD_REPLICA_READY || r->state == COORD_REPLICA_DRAINING))
-            return r->fingerprint;
-    }
-    const struct member *m;
-    DL_FOREACH(c->members, m)
-    if (gives(c, p, m))
-        return m->held_fingerprint;
-    return 0;
-}
-
+// A pool that was never formed has no fingerprint yet: nobody can say that what others have is its
+// model.
 struct sources sources_find(struct coord *c, const struct pool *p)
 {
-    struct sources s = {.fingerprint = wanted(c, p)};
+    struct sources s = {.fingerprint = p->fingerprint};
     if (!s.fingerprint)
         return s;
     s.members = arena_alloc(&c->arena, c->members_n, sizeof *s.members);
     struct member *m;
     DL_FOREACH(c->members, m)
-    if (gives(c, p, m) && m->held_fingerprint == s.fingerprint)
+    if (gives(m) && m->held_fingerprint == s.fingerprint)
         s.members[s.n++] = m;
     return s;
 }

@@ -78,10 +78,45 @@ static bool check_heard(void *arg, const struct coord_node_view *v)
     return true;
 }
 
+// What FORM says of a node that weights may be read from is true as far as the coordinator can know:
+// it is another node, connected, not under suspicion, and the address is that of its last process.
+struct source_check {
+    struct world *w;
+    const struct msg_form *form;
+    uint64_t conn; // whom it is told
+};
+
+static bool check_source(void *arg, const struct coord_node_view *v)
+{
+    struct source_check *k = arg;
+    char address[64];
+    snprintf(address, sizeof address, "%s:%" PRIu64, v->name, v->incarnation);
+    for (uint32_t i = 0; i < k->form->sources_n; i++) {
+        const struct weight_source *s = &k->form->sources[i];
+        if (strcmp(s->name, v->name) != 0)
+            continue;
+        k->w->sources_named++;
+        bool good = v->conn && v->conn != k->conn && v->state != COORD_NODE_LOST &&
+                    v->state != COORD_NODE_EJECTED && v->state != COORD_NODE_SUSPECT;
+        if (!good || strcmp(s->addresses.tcp, address) != 0)
+            world_fail(k->w, "node %s (%s, %s) is named as a source of weights at %s", v->name,
+                       coord_node_state_name(v->state), address, s->addresses.tcp);
+    }
+    return true;
+}
+
+static void check_sources(struct world *w, uint64_t conn, const struct msg_form *f)
+{
+    if (f->sources_n)
+        coord_each_node(w->coord, check_source, &(struct source_check){w, f, conn});
+}
+
 static void coord_action(struct world *w, const struct coord_action *a)
 {
     switch (a->kind) {
     case COORD_SEND:
+        if (a->send.msg->kind == MSG_FORM)
+            check_sources(w, a->send.conn, &a->send.msg->form);
         if (a->send.msg->kind == MSG_DISPATCH)
             client_dispatched(w, &a->send.msg->dispatch);
         net_send_node(w, a->send.conn, a->send.msg);
@@ -298,6 +333,9 @@ void node_poll(struct world *w, int i)
         // computed wrong tokens.
         if (ev.kind == ENGINE_STEP && ev.result.status == STATUS_INTERNAL)
             world_fail(w, "the engine of node %s was given nonsense", n->name);
+        char address[64]; // every node gives its weights, under the name of its process
+        snprintf(address, sizeof address, "%s:%" PRIu64, n->name, n->incarnation);
+        ev.formed.weights = (struct rank_addresses){"", address, ""};
         node_event(w, i, &(struct node_event){.kind = NODE_EV_ENGINE, .engine = &ev});
     }
     n->woken = true;

@@ -403,6 +403,7 @@ static void report(const struct world *w, struct swarm_report *sum)
     for (size_t i = 0; i < w->clients_n; i++)
         sum->lies += w->clients[i].lies;
     sum->stale += w->stale_offered;
+    sum->sources += w->sources_named;
     sum->virtual_us += w->now_us;
     for (int i = 0; i < COORD_TRANSFER_ENDS; i++)
         sum->transfers += s.transfers[i];

@@ -190,6 +190,7 @@ struct world {
     uint32_t lies_n;        // nodes that lie
     uint64_t admin_sent, admin_done;
     uint64_t stale_offered; // messages of an old epoch or connection given to the coordinator
+    uint64_t sources_named; // nodes that FORM named for reading weights
     uint64_t steps, tokens;
 
     // Trace in words: the last lines are kept; all are printed when `print`, and scenarios collect.
@@ -314,7 +315,7 @@ void clients_moved(struct world *w); // another coordinator has what was copied
 // ---- swarm.c, golden.c ----
 struct swarm_report {
     uint64_t steps, tokens, requests, moves, preemptions, probes, quarantines, lies, takeovers,
-        restored, fences, stale, virtual_us, transfers, kv_moved, apart, rollouts, rollouts_done, rollouts_reverted, loans;
+        restored, fences, stale, sources, virtual_us, transfers, kv_moved, apart, rollouts, rollouts_done, rollouts_reverted, loans;
 };
 void swarm_run(uint64_t seed, bool print, uint64_t until_us, struct swarm_report *sum);
 // 0 = all traces are as kept; else the number that differ. bless: write them anew.
