@@ -95,6 +95,20 @@ static void submit(struct world *w, uint32_t i)
 
 static void come_back(struct world *w, struct sim_client *c);
 
+// The leader may refuse a request (its deadline passed in the queue) while the follower is not
+// connected and the client is away: then nobody can be told, and the follower answers "not found".
+static bool refused_while_away(struct world *w, struct sim_client *c)
+{
+    if (!c->via || c->stage != CLIENT_LIVE || follower_find(&w->follower, c->id) ||
+        shadow_find(&w->follower.asks, c->id))
+        return false;
+    if (c->seen_n)
+        world_fail(w, "request %" PRIu64 " is lost at token %u", c->id, c->seen_n);
+    c->stage = CLIENT_REFUSED;
+    world_tell(w, "client %" PRIu64 " < not found", c->id);
+    return true;
+}
+
 // Does what is due: submit, leave, come back, cancel, or report a stop string.
 void client_run(struct world *w, uint32_t i)
 {
@@ -121,7 +135,8 @@ void client_run(struct world *w, uint32_t i)
         c->return_us = 0;
         c->attached = true;
         world_tell(w, "client %" PRIu64 " > comes back", c->id);
-        tell_coord(w, c, COORD_ATTACH, 0);
+        if (!refused_while_away(w, c))
+            tell_coord(w, c, COORD_ATTACH, 0);
     } else if (c->cancel_us && w->now_us >= c->cancel_us && c->stage == CLIENT_LIVE) {
         c->cancel_us = 0;
         c->asked_cancel = true;
