@@ -17,6 +17,7 @@ static const struct benchmark {
     {"prefill", bench_prefill, "tokens per second of a prompt, the engine alone"},
     {"load", bench_load, "reading a checkpoint into the device"},
     {"weights", bench_weights, "a shard from disk, page cache and other processes"},
+    {"kv", bench_kv, "blocks of the KV cache between replicas, cut alike and anew"},
     {"xport", bench_xport, "transport between two processes: bandwidth, round trips, all-gather"},
     {"stages", bench_stages, "decoding by a replica of several ranks: tokens per second"},
     {"comm", bench_comm, "collectives among GPUs: time by size, bandwidth; NCCL beside them"},

@@ -44,6 +44,7 @@ int bench_decode(int argc, char **argv);
 int bench_prefill(int argc, char **argv);
 int bench_load(int argc, char **argv);
 int bench_xport(int argc, char **argv);
+int bench_kv(int argc, char **argv);
 int bench_comm(int argc, char **argv);
 int bench_stages(int argc, char **argv);
 int bench_weights(int argc, char **argv);
