@@ -102,6 +102,9 @@ static bool add_pool(void *arg, const struct coord_pool_view *p)
     put_uint(&o, "queued", p->queued);
     put_uint(&o, "eta_ms", p->eta_ms);
     put_uint(&o, "admitted", p->admitted);
+    put_uint(&o, "retrying", p->retrying);
+    key(&o, "retry_budget_tokens");
+    strbuf_printf(l->out, "%" PRId64, p->retry_budget);
     close_object(&o);
     return true;
 }
@@ -254,6 +257,7 @@ static bool add_replica(void *arg, const struct coord_replica_view *r)
     put_uint(&o, "kv_blocks", r->kv_blocks);
     put_uint(&o, "kv_free", r->kv_free);
     put_uint(&o, "cached_blocks", r->cached_blocks);
+    put_text(&o, "circuit", r->circuit);
     put_uint(&o, "slowness_percent", (uint64_t)(100 * r->slowness));
     put_uint(&o, "block_tokens", r->block_tokens);
     put_uint(&o, "steps", r->steps);

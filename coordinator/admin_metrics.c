@@ -304,6 +304,10 @@ static void routing(const struct coord_stats *st, struct strbuf *out)
             "Tokens of prompts and journals of dispatches that have answered.", st->prefill_tokens);
     counter(out, "hadal_prefix_hit_tokens_total", "Of them, found in a prefix cache.",
             st->prefix_hit_tokens);
+    counter(out, "hadal_circuits_opened_total", "Replicas that got no requests for a while.",
+            st->circuits_opened);
+    counter(out, "hadal_retry_tokens_total", "Tokens of moved requests that were computed again.",
+            st->retry_tokens);
     gauge(out, "hadal_prefix_blocks_known", "Blocks of prefix caches that requests are sent by.",
           st->cached_blocks);
     counter(out, "hadal_prefix_resyncs_total", "Times that a report of a prefix cache was missing.",
@@ -320,6 +324,8 @@ static const struct {
     {"hadal_pool_credits", "gauge", "Requests that its ready replicas run at once."},
     {"hadal_pool_credits_free", "gauge", "Of them, free."},
     {"hadal_pool_admitted_total", "counter", "Requests that the pool was chosen for."},
+    {"hadal_pool_retrying", "gauge", "Moved requests that have not answered since."},
+    {"hadal_pool_retry_budget_tokens", "gauge", "That may be computed again at once; 0 = used up."},
 };
 enum { POOL_METRICS = sizeof pool_metrics / sizeof *pool_metrics };
 
@@ -331,8 +337,11 @@ struct pools_out {
 static bool put_pool(void *arg, const struct coord_pool_view *p)
 {
     const struct pools_out *o = arg;
-    const uint64_t values[POOL_METRICS] = {p->replicas_ready, p->queued,       p->eta_ms,
-                                           p->credits,        p->credits_free, p->admitted};
+    const uint64_t values[POOL_METRICS] = {
+        p->replicas_ready, p->queued,
+        p->eta_ms,         p->credits,
+        p->credits_free,   p->admitted,
+        p->retrying,       p->retry_budget > 0 ? (uint64_t)p->retry_budget : 0};
     labelled(o->out, pool_metrics[o->metric].name, "pool", p->name, values[o->metric]);
     return true;
 }

@@ -79,6 +79,10 @@ void cache_report(struct coord *c, struct replica *r, const struct msg_kv_cached
     struct cache *k = &r->cache;
     if (!k->blocks)
         return;
+    if (m->seq <= k->seq) {
+        c->stats.stale_dropped++;
+        return;
+    }
     if (m->seq != k->seq + 1 && !m->reset) { // one is missing: nothing is certain any more
         if (!k->asked)
             ask(c, r, true);

@@ -37,6 +37,8 @@ struct yaml {
     int64_t *kv_min_tokens, *kv_lease_ms, *long_prompt_tokens;
     int64_t *replicas, *prefill, *decode, *stages, *tensor;
     int64_t *heartbeat_ms, *heartbeat_timeout_ms, *hang_ms, *warmup_timeout_ms;
+    int64_t *circuit_failures, *circuit_open_ms, *circuit_trials;
+    int64_t *retry_percent, *retry_burst_tokens;
     int64_t *prefix_blocks, *queue_limit, *default_deadline_ms, *grace_ms, *retention_ms, *retain_limit;
     char *state, *store, *name, *cluster, *cluster_key, *advertise, *copies;
     int64_t *lease_ms;
@@ -123,6 +125,11 @@ static const cyaml_schema_field_t fields[] = {
     NUMBER(heartbeat_timeout_ms),
     NUMBER(hang_ms),
     NUMBER(warmup_timeout_ms),
+    NUMBER(circuit_failures),
+    NUMBER(circuit_open_ms),
+    NUMBER(circuit_trials),
+    NUMBER(retry_percent),
+    NUMBER(retry_burst_tokens),
     NUMBER(prefix_blocks),
     NUMBER(queue_limit),
     NUMBER(default_deadline_ms),
@@ -244,6 +251,11 @@ static enum status take_numbers(const char *path, const struct yaml *y,
         {"heartbeat_timeout_ms", y->heartbeat_timeout_ms, &c->core.heartbeat_timeout_ms, 10, day},
         {"hang_ms", y->hang_ms, &c->core.hang_ms, 10, day},
         {"warmup_timeout_ms", y->warmup_timeout_ms, &c->core.warmup_timeout_ms, 100, day},
+        {"circuit_failures", y->circuit_failures, &c->core.circuit_failures, 0, 1000},
+        {"circuit_open_ms", y->circuit_open_ms, &c->core.circuit_open_ms, 10, day / 16},
+        {"circuit_trials", y->circuit_trials, &c->core.circuit_trials, 1, 1000},
+        {"retry_percent", y->retry_percent, &c->core.retry_percent, 0, 10000},
+        {"retry_burst_tokens", y->retry_burst_tokens, &c->core.retry_burst_tokens, 0, 1 << 30},
         {"prefix_blocks", y->prefix_blocks, &c->core.prefix_blocks, 0, 1 << 26},
         {"queue_limit", y->queue_limit, &c->core.queue_limit, 1, 1 << 20},
         {"default_deadline_ms", y->default_deadline_ms, &c->core.default_deadline_ms, 0, day},

@@ -50,6 +50,11 @@ void coord_config_default(struct coord_config *cfg)
         .long_prompt_tokens = 512,
         .kv_lease_ms = 10000,
         .kv_retry_ms = 200,
+        .circuit_failures = 3,
+        .circuit_open_ms = 5000,
+        .circuit_trials = 3,
+        .retry_percent = 100,
+        .retry_burst_tokens = 1 << 18,
         .prefix_blocks = 1 << 20,
         .queue_limit = 1024,
         .queue_tokens_limit = 16 << 20,
@@ -138,6 +143,9 @@ static enum status config_check(const struct coord_config *k, struct errmsg *err
             PROBE_PROMPT, PROBE_TOKENS);
     if (elastic_config_check(&k->elastic, err))
         return STATUS_BAD_CONFIG;
+    if (k->circuit_failures && (!k->circuit_open_ms || !k->circuit_trials))
+        return errmsg_set(err, STATUS_BAD_CONFIG,
+                          "coordinator: circuit_open_ms, circuit_trials: must be above 0");
     for (uint32_t i = 0; i < k->breakers_n; i++)
         if (k->breakers[i].metric >= BREAKER_METRICS || k->breakers[i].action >= BREAKER_ACTIONS ||
             (k->breakers[i].action == BREAKER_CAP_TOKENS && !k->breakers[i].value))
@@ -421,6 +429,9 @@ static void fire(struct coord *c, struct timer *t)
         break;
     case TIMER_QUARANTINE:
         quarantine_timer(c, CONTAINER_OF(t, struct member, quarantine_timer));
+        break;
+    case TIMER_CIRCUIT:
+        circuit_timer(c, CONTAINER_OF(t, struct replica, circuit_timer));
         break;
     case TIMER_BREAKERS:
         breakers_timer(c);

@@ -153,6 +153,12 @@ struct coord_config {
     uint32_t long_prompt_tokens; // so many to be computed: a PREFILL replica does it
     uint32_t kv_lease_ms;        // of a transfer whose source has computed all of it
     uint32_t kv_retry_ms;        // after one that failed
+    // Failing replicas (circuit.h), and what is computed again because of them (retry.h).
+    uint32_t circuit_failures;   // within a minute; 0 = never opened
+    uint32_t circuit_open_ms;    // the first pause; doubles, up to 16 of it
+    uint32_t circuit_trials;     // requests at a time, and first tokens that close it again
+    uint32_t retry_percent;      // of the tokens served; 0 = no budget
+    uint32_t retry_burst_tokens; // that may be computed again at once
     // Requests.
     uint32_t
         prefix_blocks;    // of replicas' prefix caches that are known; 0 = requests go by key alone
@@ -476,6 +482,7 @@ struct coord_replica_view {
     uint32_t reserved;             // places held for requests whose KV is on its way
     uint32_t cached_blocks;        // known of its prefix cache
     uint64_t cache_digest;         // of them: as node_cache_digest when nothing is under way
+    const char *circuit;           // "closed", "open", "half-open"
     float slowness;                // against its pool, 1 = as the others
     uint32_t credits;              // how many it may have; 0 unless ready
     uint32_t max_context, kv_blocks, kv_free, block_tokens, waiting;
@@ -552,6 +559,8 @@ struct coord_stats {
     uint64_t routed[ROUTED_GIVEN + 1]; // dispatches
     uint64_t prefill_tokens,
         prefix_hit_tokens;      // of prompts and journals dispatched; of them cached
+    uint64_t circuits_opened;
+    uint64_t retry_tokens;      // of moved requests that had to be computed again, about
     uint64_t cache_resyncs;     // reports of a prefix cache that were missing
     uint64_t cached_blocks;     // known in all replicas
     uint64_t stale_dropped;     // messages of an old epoch or of a replaced connection
@@ -568,6 +577,8 @@ struct coord_pool_view {
     uint32_t credits, credits_free, queued, max_context;
     uint32_t eta_ms; // of a request that came now
     uint64_t admitted;
+    int64_t retry_budget; // tokens; below 0 = debt
+    uint32_t retrying;    // moved requests that have not answered since
 };
 
 struct coord_transfer_view {

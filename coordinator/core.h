@@ -20,6 +20,7 @@
 //   handover.c   running requests go on elsewhere, with their KV or without
 //   routing.c    which replica a request goes to
 //   caches.c     what replicas told of their prefix caches
+//   circuits.c   replicas that fail get a pause; the budget for computing again
 //   dispatch.c   the queues' order
 //   preempt.c    running requests give way to higher bands
 //   breakers.c   rules of the configuration
@@ -27,13 +28,14 @@
 //   admin.c      operators' commands
 //   views.c      read-only views and coord_check
 // Leaves that decide without this state: arena, timers, queue, fair, tenants, ring, eta, placement,
-// health, request, kvindex, latency.
+// health, request, kvindex, latency, circuit, retry.
 #pragma once
 
 #include "base/sm.h"
 #include "coordinator/arena.h"
 #include "coordinator/coord.h"
 #include "coordinator/breaker.h"
+#include "coordinator/circuit.h"
 #include "coordinator/eta.h"
 #include "coordinator/fair.h"
 #include "coordinator/kvrate.h"
@@ -44,6 +46,7 @@
 #include "coordinator/probe.h"
 #include "coordinator/queue.h"
 #include "coordinator/request.h"
+#include "coordinator/retry.h"
 #include "coordinator/ring.h"
 #include "coordinator/timers.h"
 #include "coordinator/transfer.h"
@@ -63,6 +66,7 @@ enum timer_kind {
     TIMER_BREAKERS,
     TIMER_SHIFT,
     TIMER_ELASTIC,
+    TIMER_CIRCUIT, // a replica's circuit breaker may close again
 };
 
 // Drained and ejected by an operator: until undrain. Quarantine ends by itself.
@@ -206,6 +210,8 @@ struct replica {
     struct pace pace;
     struct latency latency;
     struct cache cache;
+    struct circuit circuit;
+    struct timer circuit_timer;
     uint64_t busy_us, busy_step; // last step that left work; 0 = idle
     uint64_t slow_since_us, slow_acquitted_us;
     uint32_t full_seqs; // credits once its trial is over
@@ -224,6 +230,10 @@ struct pool {
     uint32_t ready_n;                          // READY
     uint32_t warm_n;                           // of them those that serve: members of the ring
     uint32_t prefill_n;                        // replicas of that role
+    uint32_t open_n; // replicas whose circuit is open
+    bool exceptions; // at the last look there was one of either
+    struct retry retry;
+    uint32_t retrying_n; // requests that were moved and have not answered since
     struct ring ring;
     uint32_t credits, load; // of replicas that serve: allowed and placed
     uint32_t credits_known; // when there were last any
@@ -452,6 +462,7 @@ void quarantine_pace(struct coord *c, struct replica *r, const struct msg_tokens
 void quarantine_pace_timer(struct coord *c);
 void quarantine_trial(struct coord *c, struct replica *r); // it is about to serve
 void quarantine_trial_over(struct coord *c, struct replica *r);
+bool quarantine_on_trial(const struct coord *c, const struct replica *r);
 
 // ---- forming.c ----
 void replica_ready(struct coord *c, struct replica *r);
@@ -503,6 +514,20 @@ struct replica *route(struct coord *c, struct request *q); // NULL: no place for
 uint32_t routing_cached(struct coord *c, const struct request *q, const struct replica *r);
 void routing_first_token(struct coord *c, struct request *q, const struct token_out *t);
 void routing_step(struct coord *c, struct replica *r, uint64_t us);
+
+// ---- circuits.c ----
+void circuit_note_failure(struct coord *c, struct replica *r, const char *why);
+void circuit_note_success(struct coord *c, struct replica *r);
+void circuit_timer(struct coord *c, struct replica *r);
+void circuit_ready(struct coord *c, struct replica *r);
+// r's lead cannot serve q, which is off its lists. True: it waits for another replica.
+bool circuit_refused(struct coord *c, struct request *q, struct replica *r);
+void circuit_served(struct coord *c, struct request *q); // its first token since its dispatch came
+bool retry_may_go(const struct coord *c, const struct pool *p);
+void retry_begin(struct coord *c, struct request *q); // it is placed
+void retry_end(struct request *q);
+void retry_served(struct coord *c, struct pool *p, uint32_t tokens);
+double retry_budget(const struct coord *c, const struct pool *p); // tokens
 
 // ---- caches.c ----
 void cache_begin(struct coord *c, struct replica *r); // a new epoch: all is empty

@@ -1,5 +1,5 @@
-// The way from the queues to the replicas: who is next, and where it goes. Runs at the end of every step, and does something only when there are both a
-// waiting request and a free credit.
+// The way from the queues to the replicas: who is next, and where it goes. Runs at the end of every
+// step, and does something only when there are both a waiting request and a free credit.
 #include <assert.h>
 #include <inttypes.h>
 
@@ -50,6 +50,7 @@ static void request_place(struct coord *c, struct request *q, struct replica *r)
         q->lane_band = q->band;
     preempt_note(c, q, true);
     backlog_add(q);
+    retry_begin(c, q);
 }
 
 void request_unplace(struct coord *c, struct request *q)
@@ -58,6 +59,7 @@ void request_unplace(struct coord *c, struct request *q)
     bool gave_way = q->state != COORD_REQ_RUNNING && q->preempted;
     transfer_end(c, q->transfer, COORD_TRANSFER_REQUEST);
     backlog_clear(q);
+    retry_end(q);
     if (q->state == COORD_REQ_RUNNING) {
         preempt_note(c, q, false);
         request_list_remove(&r->running, q);
@@ -178,7 +180,7 @@ static void pump_pool(struct coord *c, struct pool *p)
     struct request *q;
     struct replica *r;
     for (int k = 0; k < QUEUE_PLAIN; k++)
-        while ((q = queue_head(&p->queues[k])) && (r = route(c, q)))
+        while (retry_may_go(c, p) && (q = queue_head(&p->queues[k])) && (r = route(c, q)))
             dispatch(c, q, r);
     while ((q = fair_head(&p->fair)) && (r = route(c, q)))
         dispatch(c, q, r);

@@ -157,6 +157,7 @@ void replica_ready(struct coord *c, struct replica *r)
     r->form_fails = 0;
     quarantine_trial(c, r);
     replica_move(c, r, COORD_REPLICA_READY);
+    circuit_ready(c, r);
     r->pool->max_context = r->max_context;
     for (uint32_t i = 0; i < r->pool->ranks_n; i++)
         member_watch(c, r->ranks[i]);

@@ -31,6 +31,8 @@ static bool move(struct coord *c, struct request *q)
         transfer_begin(c, q, to);
         return true;
     }
+    if (!retry_may_go(c, q->pool))
+        return false;
     c->stats.handed_plain++;
     request_leave(c, q, COORD_REQ_MOVING);
     return true;
@@ -48,7 +50,7 @@ static void hand_over(struct coord *c, struct replica *r, uint32_t *spare)
 
 static void pump_pool(struct coord *c, struct pool *p)
 {
-    if (!p->draining_n && !p->prefill_n)
+    if (!p->draining_n && !p->prefill_n && !p->open_n)
         return;
     uint32_t spare = spare_credits(p);
     for (uint32_t i = 0; i < c->replicas_n; i++) {

@@ -368,6 +368,7 @@ void requests_restore(struct coord *c, const struct coord_restore *s)
     q->tenant = tenants_get(&c->tenants, s->submit.tenant, c->now_us);
     q->tenant->live_n++;
     q->attached = 0;
+    q->restored = true;
     q->dispatches = 1; // it waits with those whose replica broke
     q->started_us = s->finish == FINISH_NONE ? c->now_us : 0;
     q->fingerprint = s->fingerprint;

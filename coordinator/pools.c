@@ -231,6 +231,8 @@ void coord_each_pool(const struct coord *c, bool (*fn)(void *arg, const struct c
                           ? 0
                           : (uint32_t)(notices_wait_us(p, 0, pool_waiting(p) + 1) / 1000),
             .admitted = p->admitted,
+            .retry_budget = (int64_t)retry_budget(c, p),
+            .retrying = p->retrying_n,
         };
         if (!fn(arg, &v))
             return;

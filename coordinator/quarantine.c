@@ -261,6 +261,11 @@ static bool on_trial(const struct replica *r)
     return false;
 }
 
+bool quarantine_on_trial(const struct coord *c, const struct replica *r)
+{
+    return c->cfg.trial_ms && on_trial(r);
+}
+
 void quarantine_trial(struct coord *c, struct replica *r)
 {
     r->full_seqs = r->max_seqs;
@@ -276,8 +281,10 @@ void quarantine_trial_over(struct coord *c, struct replica *r)
 {
     for (uint32_t i = 0; i < r->pool->ranks_n; i++)
         r->ranks[i]->on_trial = false;
-    if (r->serves)
-        r->pool->credits += r->full_seqs - r->max_seqs;
-    r->max_seqs = r->full_seqs;
+    if (r->circuit.state == CIRCUIT_CLOSED) {
+        if (r->serves)
+            r->pool->credits += r->full_seqs - r->max_seqs;
+        r->max_seqs = r->full_seqs;
+    }
     core_trace(c, LOG_INFO, "replica %" PRIu64 " has stood its trial", r->id);
 }

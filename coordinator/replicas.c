@@ -61,6 +61,7 @@ void replicas_free(struct coord *c)
         core_disarm(c, &r->timer);
         core_disarm(c, &r->cancel_timer);
         core_disarm(c, &r->reform_timer);
+        core_disarm(c, &r->circuit_timer);
         core_disarm(c, &r->probe.timer);
         waiters_free(&r->reforms);
         links_clear(r);
@@ -225,6 +226,8 @@ void replica_fence(struct coord *c, struct replica *r, const struct fence *f)
     if (pause && !r->retired)
         core_arm(c, &r->timer, TIMER_REPLICA, c->now_us + pause);
     c->place = true;
+    if (served && (f->kind == FENCE_LOST || f->kind == FENCE_FAULT))
+        circuit_note_failure(c, r, f->why);
     bool live = f->suspect && f->suspect->conn && f->suspect->mark == MARK_NONE;
     if (live && !doubted && (f->kind == FENCE_LOST || f->kind == FENCE_FAULT))
         quarantine_note_fault(c, f->suspect, f->why);

@@ -55,12 +55,16 @@ struct request {
     uint64_t fingerprint; // of the model at the last dispatch
     bool suspect;         // counted in replica->suspects
     bool tight;           // deadline_us is its own or its band's, not the default
+    bool restored;        // and not dispatched here yet
+    bool retrying;        // it was moved, and has not answered since
     bool preempted;       // MOVING or QUEUED because of a higher band
     uint8_t band;
     uint8_t lane_band;      // band that it waits, or was last dispatched, in: `band` and ageing
     enum queue_class class; // while QUEUED
     uint32_t preemptions;   // so often
     enum routed routed;     // how its last replica was chosen
+    uint32_t refusals;      // by leads, since it was served last
+    uint64_t avoid;         // replica that refused it; 0 = none
     uint32_t hint_n;        // tokens that it seemed to have cached
 
     struct request *prev, *next;    // in the one list that the state names (core.h)

@@ -46,30 +46,38 @@ void replica_serve(struct coord *c, struct replica *r, bool on)
         p->credits_known = p->credits;
 }
 
-static bool others_ready(const struct coord *c, const struct pool *p)
+// Of its own it would serve: not while others compute prompts for it, nor while its circuit is open.
+static bool able(const struct replica *r)
+{
+    return r->state == COORD_REPLICA_READY && r->role != COORD_ROLE_PREFILL &&
+           r->circuit.state != CIRCUIT_OPEN;
+}
+
+static bool any_able(const struct coord *c, const struct pool *p)
 {
     for (uint32_t i = 0; i < c->replicas_n; i++)
-        if (c->replicas[i]->pool == p && c->replicas[i]->state == COORD_REPLICA_READY &&
-            c->replicas[i]->role != COORD_ROLE_PREFILL)
+        if (c->replicas[i]->pool == p && able(c->replicas[i]))
             return true;
     return false;
 }
 
 static void settle_all(struct coord *c, const struct pool *p)
 {
-    bool others = others_ready(c, p);
+    bool any = any_able(c, p);
     for (uint32_t i = 0; i < c->replicas_n; i++) {
         struct replica *r = c->replicas[i];
-        bool ready = r->state == COORD_REPLICA_READY;
         if (r->pool == p)
-            replica_serve(c, r, ready && (r->role != COORD_ROLE_PREFILL || !others));
+            replica_serve(c, r, able(r) || (!any && r->state == COORD_REPLICA_READY));
     }
 }
 
 void roles_settle(struct coord *c, struct replica *r)
 {
-    if (r->pool->prefill_n)
-        settle_all(c, r->pool);
+    struct pool *p = r->pool;
+    bool all = p->prefill_n || p->open_n || p->exceptions;
+    p->exceptions = p->prefill_n || p->open_n;
+    if (all)
+        settle_all(c, p);
     else
         replica_serve(c, r, r->state == COORD_REPLICA_READY);
 }

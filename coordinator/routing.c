@@ -28,7 +28,8 @@ struct routing {
 static bool replica_takes(const struct routing *w, const struct replica *r)
 {
     return replica_load(r) < r->max_seqs &&
-           r->id != w->not &&!(w->q->class == QUEUE_SUSPECT && r->suspects);
+           r->id != w->not &&(r->id != w->q->avoid || w->q->pool->warm_n < 2) &&
+           !(w->q->class == QUEUE_SUSPECT && r->suspects);
 }
 
 static bool fits_cap(void *arg, uint64_t id)
@@ -202,6 +203,9 @@ void routing_first_token(struct coord *c, struct request *q, const struct token_
     uint64_t us = c->now_us - q->placed_us;
     latency_first(&r->latency, us, all - cached, 1 / 8.0, c->now_us);
     latency_first(&r->pool->latency, us, all - cached, 1 / 64.0, c->now_us);
+    retry_served(c, r->pool, q->retrying ? 0 : all - cached);
+    retry_end(q);
+    circuit_served(c, q);
     c->stats.prefill_tokens += all;
     c->stats.prefix_hit_tokens += cached;
 }

@@ -61,15 +61,19 @@ static void grow_journal(struct coord *c, struct request *q, const struct token_
         q->cached_n = t->cached_tokens < q->prompt_n ? t->cached_tokens : q->prompt_n;
     request_append(q, t->token);
     c->stats.tokens++;
+    retry_served(c, q->pool, 1);
     tell_token(c, q, t);
 }
 
 // The lead is done with it: the place is free.
 static void finish_by_lead(struct coord *c, struct request *q, enum finish_reason finish)
 {
+    struct replica *r = q->replica;
     request_unplace(c, q);
     if (q->state == COORD_REQ_CLOSING)
         request_retain(c, q);
+    else if (finish == FINISH_ERROR && circuit_refused(c, q, r))
+        return;
     else if (finish == FINISH_ERROR)
         request_end(c, q, finish, STATUS_INTERNAL, "the replica cannot serve it");
     else
@@ -177,6 +181,9 @@ void requests_cancelled(struct coord *c, struct replica *r, uint64_t id)
     }
     request_move(q, COORD_REQ_QUEUED);
     request_enqueue(c, q);
-    if (to)
-        dispatch_to(c, q, to);
+    if (!to)
+        return;
+    q->hint_n = q->prompt_n + q->emitted_n;
+    q->routed = ROUTED_GIVEN;
+    dispatch_to(c, q, to);
 }

@@ -200,6 +200,11 @@ static void move_back(struct coord *c)
 
 // ---- requests of a version that has no replica: it gets one for as long as they run ----
 
+static bool in_shift(const struct coord *c, const struct pool *p)
+{
+    return c->shift.state != ROLLOUT_IDLE && (p == c->shift.from || p == c->shift.to);
+}
+
 static struct pool *lender_for(const struct coord *c, const struct pool *p)
 {
     struct pool *best = NULL;
@@ -208,15 +213,10 @@ static struct pool *lender_for(const struct coord *c, const struct pool *p)
         if (o->lender == p) // it gets its own back first
             return NULL;
         if (o != p && !strcmp(o->set.model, p->set.model) && o->ranks_n == p->ranks_n &&
-            o->wanted && !o->lender && (!best || o->wanted > best->wanted))
+            o->wanted && !o->lender && !in_shift(c, o) && (!best || o->wanted > best->wanted))
             best = o;
     }
     return best;
-}
-
-static bool in_shift(const struct coord *c, const struct pool *p)
-{
-    return c->shift.state != ROLLOUT_IDLE && (p == c->shift.from || p == c->shift.to);
 }
 
 static void lend(struct coord *c, struct pool *p)

@@ -128,6 +128,7 @@ void coord_each_replica(const struct coord *c,
             .reserved = r->reserved_n,
             .cached_blocks = r->cache.named,
             .cache_digest = r->cache.digest,
+            .circuit = circuit_state_name(r->circuit.state),
             .slowness = (float)latency_factor(&r->latency, &r->pool->latency, c->now_us),
             .credits = r->state == COORD_REPLICA_READY ? r->max_seqs : 0,
             .max_context = r->max_context,
@@ -383,7 +384,8 @@ static void check_ranks(const struct coord *c, const struct replica *r)
 }
 
 struct books { // of a pool's replicas, as counted
-    uint32_t all, formed, ready, others, prefill, warm, credits, load, moving, draining, soft;
+    uint32_t all, formed, ready, others, open, retrying, prefill, warm, credits, load, moving,
+        draining, soft;
 };
 
 // Returns the number of placed requests that the client still waits for.
@@ -413,7 +415,14 @@ static uint32_t check_replica(const struct coord *c, const struct replica *r, st
     k->all++;
     k->formed += r->state != COORD_REPLICA_VACANT;
     k->ready += ready;
-    k->others += ready && r->role != COORD_ROLE_PREFILL;
+    bool open = r->circuit.state == CIRCUIT_OPEN;
+    assert(open == (r->circuit_timer.slot != 0));
+    k->open += open;
+    k->others += ready && r->role != COORD_ROLE_PREFILL && !open;
+    for (const struct request *q = r->running.head; q; q = q->next)
+        k->retrying += q->retrying;
+    for (const struct request *q = r->leaving.head; q; q = q->next)
+        k->retrying += q->retrying;
     k->prefill += r->role == COORD_ROLE_PREFILL;
     k->warm += r->serves;
     k->credits += r->serves ? r->max_seqs : 0;
@@ -439,10 +448,12 @@ static uint32_t check_replicas(const struct coord *c, const struct pool *p)
     for (uint32_t i = 0; i < c->replicas_n; i++) {
         const struct replica *r = c->replicas[i];
         bool ready = r->state == COORD_REPLICA_READY;
-        assert(r->pool != p ||
-               r->serves == (ready && (r->role != COORD_ROLE_PREFILL || !k.others)));
+        assert(r->pool != p || r->serves == (ready && ((r->role != COORD_ROLE_PREFILL &&
+                                                        r->circuit.state != CIRCUIT_OPEN) ||
+                                                       !k.others)));
     }
     assert(wanted == p->wanted && (!p->lender || p->wanted));
+    assert(k.open == p->open_n && k.retrying == p->retrying_n);
     assert(k.ready == p->ready_n && k.prefill == p->prefill_n);
     assert(k.warm == p->warm_n && k.credits == p->credits && k.load == p->load);
     assert(k.moving == p->moving_n && k.draining == p->draining_n);
@@ -490,7 +501,9 @@ void coord_check(const struct coord *c)
         placed += check_replicas(c, p);
         draining += p->draining_n;
         // A free credit and a waiting request do not meet only when the request is a suspect.
-        assert(!(p->fair.n || p->queues[QUEUE_MOVED].n) || p->load >= p->credits);
+        // A request that a replica refused may have to wait for another one.
+        const struct request *q = queue_head(&p->queues[QUEUE_MOVED]);
+        assert(!(p->fair.n || (q && !q->avoid && retry_may_go(c, p))) || p->load >= p->credits);
     }
     const struct shift *s = &c->shift;
     assert(s->state == ROLLOUT_IDLE ||

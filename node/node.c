@@ -245,11 +245,13 @@ static void write_pulse(struct node *n)
     if (n->batch != NULL)
         load = batch_load(n->batch);
     bool under_way = n->submitted > n->returned;
+    // Blocks that the engine does not let go of can be what the next step waits for.
+    uint64_t oldest = under_way ? n->submit_us[n->returned % n->pipeline] : node_kv_stopping_us(n);
     pulse_write(&n->pulse, &(struct pulse_values){
                                .replica = n->replica,
                                .epoch = n->epoch,
                                .steps = n->counters.steps,
-                               .oldest_us = under_way ? n->submit_us[n->returned % n->pipeline] : 0,
+                               .oldest_us = oldest,
                                .running = load.running,
                                .waiting = load.waiting,
                                .kv_blocks = load.kv_blocks,

@@ -39,6 +39,7 @@ struct transfer {
     uint32_t ordered;   // source: the engine knows those before it
     bool last;          // source: and that no more follow
     enum status status; // STOPPING: why
+    uint64_t stopping_us; // since then
     char text[160];
 };
 
@@ -130,5 +131,7 @@ void node_on_kv_cancel(struct node *n, uint64_t transfer);
 void node_on_kv_report(struct node *n, const struct kv_report *r);
 // After every event: what became full is sent on, leases run out, the timer is set.
 void node_kv_turn(struct node *n);
-void node_kv_drop_all(struct node *n); // their leases went with the batch
+void node_kv_drop_all(struct node *n);
+// When the engine was first asked to stop what it has not stopped yet; 0 = there is no such thing.
+uint64_t node_kv_stopping_us(const struct node *n); // their leases went with the batch
 void node_kv_check(const struct node *n);

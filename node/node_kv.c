@@ -64,6 +64,16 @@ void node_kv_drop_all(struct node *n)
     n->transfers_n = 0;
 }
 
+uint64_t node_kv_stopping_us(const struct node *n)
+{
+    uint64_t first = 0;
+    for (uint32_t i = 0; i < NODE_TRANSFERS; i++)
+        if (n->transfers[i].state == TRANSFER_STOPPING &&
+            (!first || n->transfers[i].stopping_us < first))
+            first = n->transfers[i].stopping_us;
+    return first;
+}
+
 // ---- to the coordinator and to the engine ----
 
 struct outcome {
@@ -117,6 +127,7 @@ static void stop(struct node *n, struct transfer *t, enum status status, const c
     if (t->state == TRANSFER_STOPPING)
         return;
     enter(t, TRANSFER_STOPPING);
+    t->stopping_us = n->now_us;
     t->status = status;
     snprintf(t->text, sizeof t->text, "%s", text);
     order(n, t, KV_ORDER_STOP);

@@ -11,9 +11,11 @@
 
 #include "base/hash.h"
 #include "base/prng.h"
+#include "coordinator/circuit.h"
 #include "coordinator/coord.h"
 #include "coordinator/kvindex.h"
 #include "coordinator/latency.h"
+#include "coordinator/retry.h"
 
 #define MS(x) ((uint64_t)(x)*1000)
 enum { REPLICAS = 4, PLACES = 8, BT = 16, BLOCKS = 64, PROMPT = 200 };
@@ -351,6 +353,154 @@ static void test_slow_replica(void **state)
     coord_destroy(g.c);
 }
 
+// ---- circuit breakers and the retry budget ----
+
+static void test_circuit_machine(void **state)
+{
+    struct circuit c = {0};
+    const struct circuit_limits lim = {.failures = 3,
+                                       .window_us = MS(1000),
+                                       .open_us = MS(100),
+                                       .open_max_us = MS(300),
+                                       .successes = 2};
+    assert_false(circuit_failed(&c, &lim, MS(0)));
+    assert_false(circuit_failed(&c, &lim, MS(10)));
+    assert_false(circuit_failed(&c, &lim, MS(2000))); // the first two are forgotten
+    assert_false(circuit_failed(&c, &lim, MS(2001)));
+    assert_true(circuit_failed(&c, &lim, MS(2002)));
+    assert_false(circuit_failed(&c, &lim, MS(2003))); // open already
+    assert_false(circuit_tick(&c, MS(2101)));
+    assert_true(circuit_tick(&c, MS(2102)));
+    assert_int_equal(c.state, CIRCUIT_HALF_OPEN);
+    assert_false(circuit_succeeded(&c, &lim));
+    assert_true(
+        circuit_failed(&c, &lim, MS(2110))); // one is enough now, and it takes twice as long
+    assert_true(c.until_us == MS(2310));
+    assert_true(circuit_tick(&c, MS(2310)));
+    assert_true(circuit_failed(&c, &lim, MS(2310)));
+    assert_true(c.until_us == MS(2610)); // the longest
+    assert_true(circuit_tick(&c, MS(2610)));
+    assert_false(circuit_succeeded(&c, &lim));
+    assert_true(circuit_succeeded(&c, &lim));
+    assert_int_equal(c.state, CIRCUIT_CLOSED);
+    const struct circuit_limits never = {0};
+    for (int i = 0; i < 100; i++)
+        assert_false(circuit_failed(&c, &never, MS(i)));
+}
+
+static void test_retry_bucket(void **state)
+{
+    struct retry r = {0};
+    const struct retry_limits lim = {50, 1000}, none = {0, 0};
+    assert_true(retry_allows(&r, &lim, 99, 2));
+    retry_spend(&r, &lim, 1500);
+    assert_false(retry_allows(&r, &lim, 2, 2));
+    assert_true(retry_allows(&r, &lim, 1, 2)); // one for each replica, whatever happens
+    assert_true(retry_allows(&r, &none, 99, 1));
+    retry_earn(&r, &lim, 1000);
+    assert_false(retry_allows(&r, &lim, 2, 2)); // level 0
+    retry_earn(&r, &lim, 2);
+    assert_true(retry_allows(&r, &lim, 2, 2));
+    retry_earn(&r, &lim, 1000000);
+    assert_true(retry_left(&r, &lim) == 1000);
+}
+
+static void token(struct rig *g, uint64_t replica, struct token_out t)
+{
+    from(g, replica,
+         (struct msg){
+             .kind = MSG_TOKENS,
+             .tokens = {
+                 .replica = replica, .epoch = g->epochs[replica], .tokens = &t, .tokens_n = 1}});
+}
+
+struct look {
+    uint64_t replica;
+    const char *circuit;
+    bool serves;
+};
+
+static bool see(void *arg, const struct coord_replica_view *v)
+{
+    struct look *l = arg;
+    if (v->id == l->replica) {
+        l->circuit = v->circuit;
+        l->serves = v->serves;
+    }
+    return true;
+}
+
+static const char *circuit_of(struct rig *g, uint64_t replica)
+{
+    struct look l = {.replica = replica};
+    coord_each_replica(g->c, see, &l);
+    assert_int_equal(l.serves, strcmp(l.circuit, "open") != 0);
+    return l.circuit;
+}
+
+// A lead that refuses what others serve gets a pause, then a trial; its requests lose nothing.
+static void test_a_lead_that_refuses(void **state)
+{
+    struct rig g;
+    int32_t p[PROMPT];
+    rig_init(&g, 1 << 20);
+    for (int i = 0; i < 3; i++) {
+        make_prompt(p, 1, PROMPT, 0);
+        tell(&g, 2, p, 0, 12); // all of them go there
+        assert_string_equal(circuit_of(&g, 2), "closed");
+        assert_int_equal(submit(&g, p, 0), 2);
+        uint64_t id = g.next_id - 1;
+        token(&g, 2, (struct token_out){.request = id, .token = -1, .finish = FINISH_ERROR});
+        uint64_t other = sent(&g, MSG_DISPATCH)->dispatch.replica;
+        assert_int_not_equal(other, 2);
+        end(&g, other, id);
+        struct coord_request_view v;
+        assert_true(coord_request_find(g.c, id, &v));
+        assert_int_equal(v.finish, FINISH_STOP);
+    }
+    assert_string_equal(circuit_of(&g, 2), "open");
+    for (int i = 0; i < 3 * PLACES; i++) // a load that would fill it as well
+        assert_int_not_equal(submit(&g, p, (uint64_t)i + 1), 2);
+    g.now_us += MS(5000);
+    step(&g, &(struct coord_event){.kind = COORD_TIMER});
+    assert_string_equal(circuit_of(&g, 2), "half-open");
+    uint64_t tried[8];
+    uint32_t n = 0;
+    for (int i = 0; i < 8; i++) // three at a time
+        if (submit(&g, p, 0) == 2)
+            tried[n++] = g.next_id - 1;
+    assert_int_equal(n, 3);
+    for (uint32_t i = 0; i < n; i++)
+        end(&g, 2, tried[i]);
+    assert_string_equal(circuit_of(&g, 2), "closed");
+    coord_destroy(g.c);
+}
+
+// A request that nobody can serve ends with an error, and nobody is blamed for it.
+static void test_a_poisoned_request(void **state)
+{
+    struct rig g;
+    int32_t p[PROMPT];
+    make_prompt(p, 1, PROMPT, 0);
+    rig_init(&g, 1 << 20);
+    for (int i = 0; i < 6; i++) {
+        uint64_t r = submit(&g, p, 0), id = g.next_id - 1, seen = 0;
+        for (int k = 0; k < 3; k++) {
+            assert_true(r && r != seen);
+            seen = r; // not where it was refused just now
+            token(&g, r, (struct token_out){.request = id, .token = -1, .finish = FINISH_ERROR});
+            r = sent(&g, MSG_DISPATCH) ? sent(&g, MSG_DISPATCH)->dispatch.replica : 0;
+        }
+        assert_int_equal(r, 0);
+        struct coord_request_view v;
+        assert_true(coord_request_find(g.c, id, &v));
+        assert_int_equal(v.finish, FINISH_ERROR);
+    }
+    for (uint64_t r = 1; r <= REPLICAS; r++)
+        assert_string_equal(circuit_of(&g, r), "closed");
+    coord_destroy(g.c);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -362,6 +512,10 @@ int main(void)
         cmocka_unit_test(test_lost_report),
         cmocka_unit_test(test_limit),
         cmocka_unit_test(test_slow_replica),
+        cmocka_unit_test(test_circuit_machine),
+        cmocka_unit_test(test_retry_bucket),
+        cmocka_unit_test(test_a_lead_that_refuses),
+        cmocka_unit_test(test_a_poisoned_request),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
