@@ -227,6 +227,8 @@ void admin_nodes_json(const struct admin_view *v, struct strbuf *out)
 static bool add_replica(void *arg, const struct coord_replica_view *r)
 {
     struct list *l = arg;
+    if (r->retired && r->state == COORD_REPLICA_VACANT)
+        return true; // only its number is left
     struct object o = next_object(l);
     put_uint(&o, "id", r->id);
     put_uint(&o, "epoch", r->epoch);

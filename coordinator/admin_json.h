@@ -42,5 +42,8 @@ void admin_nodes_json(const struct admin_view *v, struct strbuf *out);
 void admin_replicas_json(const struct admin_view *v, struct strbuf *out);
 void admin_transfers_json(const struct admin_view *v, struct strbuf *out);
 void admin_requests_json(const struct admin_view *v, struct strbuf *out);
+void admin_rollout_json(const struct admin_view *v, struct strbuf *out);  // admin_rollout.c
+void admin_versions_json(const struct admin_view *v, struct strbuf *out); // admin_rollout.c
+void admin_rollout_metrics(const struct admin_view *v, struct strbuf *out);
 void admin_metrics(const struct admin_view *v, struct strbuf *out); // Prometheus' text format
 uint64_t admin_rss_bytes(void); // of this process; 0 when it cannot be read

@@ -172,6 +172,7 @@ static struct coord_pool only_pool(const struct coord_config *cfg)
     return (struct coord_pool){
         .name = "main",
         .model = cfg->model ? cfg->model : "model",
+        .version = "1",
         .model_dir = cfg->model_dir,
         .replicas = cfg->replicas,
         .stages = cfg->stages,
@@ -248,6 +249,7 @@ struct coord *coord_create(const struct coord_config *cfg, struct errmsg *err)
     c->cfg = *cfg;
     c->epoch = cfg->first_epoch;
     c->timer_set_us = UINT64_MAX;
+    c->versions_n = 1;
     tenants_init(&c->tenants, cfg->tenants, cfg->tenants_n, &cfg->other_tenants,
                  cfg->tenants_limit);
     c->cfg.tenants = NULL;

@@ -73,27 +73,15 @@ void http_admins_tick(struct http_server *h, uint64_t now_us)
     }
 }
 
-static void command(struct http_server *h, h2o_req_t *req, enum coord_admin_op op,
-                    const char *role, h2o_iovec_t target)
+bool http_admin_wait(struct http_server *h, h2o_req_t *req, uint64_t *tag_out,
+                     struct openai_error *e)
 {
-    struct openai_error e;
-    char name[LIMIT_NAME];
     int64_t timeout_ms = http_query_number(req, "timeout_ms");
-    uint64_t replica = 0;
     if (timeout_ms == -1)
         timeout_ms = ADMIN_TIMEOUT_MS;
-    if (timeout_ms < 0 || timeout_ms > ADMIN_TIMEOUT_MAX_MS) {
-        openai_fail(&e, 400, "timeout_ms", "invalid_value",
-                    "Invalid 'timeout_ms': a number of at most %d.", ADMIN_TIMEOUT_MAX_MS);
-        http_reply_error(h, req, 0, &e);
-        return;
-    }
-    snprintf(name, sizeof name, "%.*s", (int)(target.len < sizeof name ? target.len : 0),
-             target.base);
-    if (op == COORD_FAILOVER || op == COORD_ROLE) {
-        size_t id = h2o_strtosize(target.base, target.len);
-        replica = id == SIZE_MAX ? 0 : id;
-    }
+    if (timeout_ms < 0 || timeout_ms > ADMIN_TIMEOUT_MAX_MS)
+        return openai_fail(e, 400, "timeout_ms", "invalid_value",
+                           "Invalid 'timeout_ms': a number of at most %d.", ADMIN_TIMEOUT_MAX_MS);
     struct http_admin *a = h2o_mem_alloc_shared(&req->pool, sizeof *a, on_admin_dispose);
     *a = (struct http_admin){.wait = {.done = on_admin_done},
                              .server = h,
@@ -101,7 +89,28 @@ static void command(struct http_server *h, h2o_req_t *req, enum coord_admin_op o
                              .deadline_us = shell_now_us() + (uint64_t)timeout_ms * 1000,
                              .waiting = true};
     DL_APPEND(h->admins, a);
-    shell_admin(h->shell, op, role ? role : name, replica, &a->wait);
+    *tag_out = shell_wait(h->shell, &a->wait);
+    return true;
+}
+
+static bool command(struct http_server *h, h2o_req_t *req, enum coord_admin_op op, const char *role,
+                    h2o_iovec_t target, struct openai_error *e)
+{
+    char name[LIMIT_NAME];
+    uint64_t replica = 0, tag;
+    snprintf(name, sizeof name, "%.*s", (int)(target.len < sizeof name ? target.len : 0),
+             target.base);
+    if (op == COORD_FAILOVER || op == COORD_ROLE) {
+        size_t id = h2o_strtosize(target.base, target.len);
+        replica = id == SIZE_MAX ? 0 : id;
+    }
+    if (!http_admin_wait(h, req, &tag, e))
+        return false;
+    shell_order(h->shell, &(struct coord_admin){.op = op,
+                                                .target = role ? role : name,
+                                                .replica = replica,
+                                                .tag = tag});
+    return true;
 }
 
 bool http_admin_route(struct http_server *h, h2o_req_t *req, const h2o_iovec_t p[5],
@@ -125,8 +134,7 @@ bool http_admin_route(struct http_server *h, h2o_req_t *req, const h2o_iovec_t p
             continue;
         if (!http_is(req->method, "POST"))
             return http_wrong_method(e, req, "POST");
-        command(h, req, ops[i].code, ops[i].role, p[3]);
-        return true;
+        return command(h, req, ops[i].code, ops[i].role, p[3], e);
     }
-    return http_not_found(e, req);
+    return http_rollout_route(h, req, p, e);
 }

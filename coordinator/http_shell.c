@@ -220,6 +220,7 @@ static bool page(struct http_server *h, h2o_req_t *req, const h2o_iovec_t *p, si
         strbuf_puts(&body, "{\"ok\":true}\n");
     } else if (n == 1 && http_is(p[0], "metrics")) {
         admin_metrics(&v, &body);
+        admin_rollout_metrics(&v, &body);
         copies_metrics(h->shell, &body);
         type = "text/plain; version=0.0.4; charset=utf-8";
     } else if (n == 3 && http_is(p[2], "coordinators")) {
@@ -228,6 +229,10 @@ static bool page(struct http_server *h, h2o_req_t *req, const h2o_iovec_t *p, si
         admin_status_json(&v, &body);
     } else if (n == 3 && http_is(p[2], "nodes")) {
         admin_nodes_json(&v, &body);
+    } else if (n == 3 && http_is(p[2], "rollout")) {
+        admin_rollout_json(&v, &body);
+    } else if (n == 3 && http_is(p[2], "versions")) {
+        admin_versions_json(&v, &body);
     } else if (n == 3 && http_is(p[2], "replicas")) {
         admin_replicas_json(&v, &body);
     } else if (n == 3 && http_is(p[2], "transfers")) {

@@ -68,6 +68,12 @@ void http_conn_unwatch(struct http_conn *c, const void *arg); // NULL is fine
 // The path's five parts; false: *e is the answer.
 bool http_admin_route(struct http_server *h, h2o_req_t *req, const h2o_iovec_t p[5],
                       struct openai_error *e);
+// A command's waiting begins; its answer goes to whom shell_answer, or the core, tells *tag_out.
+bool http_admin_wait(struct http_server *h, h2o_req_t *req, uint64_t *tag_out,
+                     struct openai_error *e);
+// /hadal/v1/rollout/MODEL/VERB and /hadal/v1/pools/MODEL/scale. (http_rollout_shell.c)
+bool http_rollout_route(struct http_server *h, h2o_req_t *req, const h2o_iovec_t p[5],
+                        struct openai_error *e);
 void http_admins_tick(struct http_server *h, uint64_t now_us);
 
 // POST /v1/chat/completions, /v1/completions.

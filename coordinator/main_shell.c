@@ -288,11 +288,10 @@ static void handle(struct shell *s, const struct shell_event *ev)
         request_word(s, ev);
         break;
     case SHELL_ADMIN:
-        shell_step(s, &(struct coord_event){.kind = COORD_ADMIN,
-                                            .admin = {.op = ev->admin.op,
-                                                      .target = ev->admin.target,
-                                                      .replica = ev->admin.replica,
-                                                      .tag = ev->admin.tag}});
+        shell_step(s, &(struct coord_event){.kind = COORD_ADMIN, .admin = *ev->admin});
+        free((char *)ev->admin->target);
+        free((char *)ev->admin->model_dir);
+        free(ev->admin);
         break;
     case SHELL_TIMER:
         shell_step(s, &(struct coord_event){.kind = COORD_TIMER});
@@ -435,15 +434,32 @@ void shell_detach(struct shell *s, struct reader *r)
     shell_post_request(s, COORD_DETACH, l->request);
 }
 
-void shell_admin(struct shell *s, enum coord_admin_op op, const char *target, uint64_t replica,
-                 struct admin_wait *w)
+uint64_t shell_wait(struct shell *s, struct admin_wait *w)
 {
     w->tag = ++s->next_tag;
     HASH_ADD(hh, s->waits, tag, sizeof w->tag, w);
-    struct shell_event ev = {.kind = SHELL_ADMIN,
-                             .admin = {.op = op, .replica = replica, .tag = w->tag}};
-    snprintf(ev.admin.target, sizeof ev.admin.target, "%s", target);
+    return w->tag;
+}
+
+void shell_order(struct shell *s, const struct coord_admin *order)
+{
+    struct shell_event ev = {.kind = SHELL_ADMIN, .admin = mem_dup(order, sizeof *order)};
+    ev.admin->target = mem_strdup(order->target);
+    ev.admin->model_dir = mem_strdup(order->model_dir ? order->model_dir : "");
     shell_post(s, &ev);
+}
+
+void shell_answer(struct shell *s, uint64_t tag, enum status status, const char *text)
+{
+    const struct coord_action a = {.kind = COORD_ADMIN_DONE, .admin_done = {tag, status, text}};
+    on_admin_done(s, &a);
+}
+
+void shell_admin(struct shell *s, enum coord_admin_op op, const char *target, uint64_t replica,
+                 struct admin_wait *w)
+{
+    shell_order(s, &(struct coord_admin){
+                       .op = op, .target = target, .replica = replica, .tag = shell_wait(s, w)});
 }
 
 void shell_admin_forget(struct shell *s, struct admin_wait *w)

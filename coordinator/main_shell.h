@@ -39,11 +39,7 @@ struct shell_event {
             uint64_t id;
             uint32_t kept;
         } request;
-        struct {
-            enum coord_admin_op op;
-            char target[LIMIT_NAME];
-            uint64_t replica, tag;
-        } admin;
+        struct coord_admin *admin; // owned, with its strings
     };
 };
 
@@ -103,6 +99,11 @@ void shell_detach(struct shell *s, struct reader *r);
 
 void shell_admin(struct shell *s, enum coord_admin_op op, const char *target, uint64_t replica,
                  struct admin_wait *w);
+// The same in three steps: who waits is noted, the order given (its strings are copied), or answered
+// here.
+uint64_t shell_wait(struct shell *s, struct admin_wait *w);
+void shell_order(struct shell *s, const struct coord_admin *order);
+void shell_answer(struct shell *s, uint64_t tag, enum status status, const char *text);
 void shell_admin_forget(struct shell *s, struct admin_wait *w);
 
 // ---- for copy_shell.c

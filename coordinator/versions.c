@@ -32,7 +32,11 @@ bool versions_doubt(const struct coord *c, const struct replica *r)
 const struct pool *versions_first(const struct coord *c)
 {
     const struct shift *s = &c->shift;
-    return s->state == ROLLOUT_IDLE ? NULL : s->state == ROLLOUT_REVERTING ? s->from : s->to;
+    if (s->state == ROLLOUT_IDLE)
+        return NULL;
+    // After a loss of everything who is known to be good comes back first.
+    bool none = s->from->wanted && !s->from->formed_n;
+    return s->state == ROLLOUT_REVERTING || none ? s->from : s->to;
 }
 
 static void enter(struct coord *c, enum rollout_state to)
@@ -390,6 +394,16 @@ static struct pool *version_find(const struct coord *c, const char *model, const
     return NULL;
 }
 
+// Labels of the configuration may be numbers too.
+static uint32_t next_serial(struct coord *c, const char *model)
+{
+    char label[16];
+    do
+        snprintf(label, sizeof label, "%u", ++c->versions_n);
+    while (version_find(c, model, label));
+    return c->versions_n;
+}
+
 static bool dir_ok(const char *dir)
 {
     size_t n = dir ? strnlen(dir, DIR_BYTES) : 0; // all of them must fit into COORD_STATE_BYTES
@@ -473,7 +487,7 @@ static void start(struct coord *c, const struct coord_admin *a, struct pool *fro
         return;
     }
     if (!to)
-        to = version_add(c, from, ++c->versions_n, a->model_dir);
+        to = version_add(c, from, next_serial(c, from->set.model), a->model_dir);
     if (!to) {
         admin_answer(c, a->tag, STATUS_FULL, "there are too many versions and pools");
         return;

@@ -60,6 +60,17 @@ enum status admin_post(const char *url, const struct admin_order *order, json_t 
     return s;
 }
 
+enum status admin_post_body(const char *url, const char *path, const char *body, json_t **out,
+                            struct errmsg *err)
+{
+    return call(&(struct http_call){.method = "POST",
+                                    .url = url,
+                                    .path = path,
+                                    .body = body,
+                                    .timeout_ms = ADMIN_TIMEOUT_MS},
+                out, err);
+}
+
 json_t *admin_list(json_t *reply, const char *kind)
 {
     json_t *list = json_is_array(reply) ? reply : json_object_get(reply, kind);

@@ -18,6 +18,10 @@ struct admin_order {
 enum status admin_post(const char *url, const struct admin_order *order, json_t **out,
                        struct errmsg *err) STATUS_MUST_USE;
 
+// The same with a path of its own, already encoded, and a body of JSON or NULL.
+enum status admin_post_body(const char *url, const char *path, const char *body, json_t **out,
+                            struct errmsg *err) STATUS_MUST_USE;
+
 // The array in a reply: {"nodes": [...]}. NULL when it has none.
 json_t *admin_list(json_t *reply, const char *kind);
 

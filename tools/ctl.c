@@ -12,6 +12,7 @@
 #include "tools/admin.h"
 #include "tools/cmd.h"
 #include "tools/cmdline.h"
+#include "tools/ctl_rollout.h"
 #include "tools/ctl_table.h"
 #include "tools/doctor.h"
 #include "tools/http.h"
@@ -121,6 +122,7 @@ struct options {
     const char *url;
     const char *sysfs;
     bool json;
+    struct ctl_rollout_options rollout;
 };
 
 static int fail(const struct errmsg *err)
@@ -307,9 +309,13 @@ static int role(const struct options *o, const char *whom, const char *what)
     return CMD_USAGE;
 }
 
-static int dispatch(const struct options *o, bool url_given, const char *const args[3])
+static int dispatch(const struct options *o, bool url_given, const char *const args[4])
 {
     const char *name = args[0], *whom = args[1];
+    if (!strcmp(name, "rollout"))
+        return ctl_rollout(&o->rollout, args);
+    if (!strcmp(name, "scale"))
+        return ctl_scale(&o->rollout, args);
     if (!strcmp(name, "role"))
         return role(o, whom, args[2]);
     if (args[2]) {
@@ -342,11 +348,33 @@ static int dispatch(const struct options *o, bool url_given, const char *const a
 int cmd_ctl(int argc, char **argv)
 {
     struct options o = {0};
+    struct ctl_rollout_options *r = &o.rollout;
+    ctl_rollout_options_default(r);
     const struct cmdline_opt opts[] = {
         {"--url", CMDLINE_STRING, &o.url, "URL", .help = "the coordinator (HADAL_URL)"},
         {"--json", CMDLINE_FLAG, &o.json, .help = "what the coordinator answered, as JSON"},
         {"--sysfs", CMDLINE_STRING, &o.sysfs, "DIR",
          .help = "doctor: judge a copy of another host's /sys/class instead"},
+        {"--to", CMDLINE_STRING, &r->to, "DIR", .help = "rollout start: the new model folder"},
+        {"--canary", CMDLINE_STRING, &r->canary, "PERCENT",
+         .help = "its first share of the new requests (5); then 25, 50, 100"},
+        {"--steps", CMDLINE_STRING, &r->steps, "LIST", .help = "all shares: 5,25,50,100"},
+        {"--dwell", CMDLINE_REAL, &r->dwell_s, "S", .max = 604800,
+         .help = "watch each step for so long (60)"},
+        {"--min-requests", CMDLINE_INT, &r->min_requests, "N", .max = 1000000,
+         .help = "its figures are trusted from so many on (20)"},
+        {"--max-errors", CMDLINE_INT, &r->errors, "PERCENT", .max = 100,
+         .help = "taken back when so much more of its requests fail (5; 0 = never)"},
+        {"--max-ttft", CMDLINE_INT, &r->ttft, "PERCENT", .max = 10000,
+         .help = "or its median TTFT is more than this of the old one's (200)"},
+        {"--max-tpot", CMDLINE_INT, &r->tpot, "PERCENT", .max = 10000,
+         .help = "or its time per token (150)"},
+        {"--min-agree", CMDLINE_INT, &r->agree, "PERCENT", .max = 100,
+         .help = "or less of its golden answer is like the old one's (50)"},
+        {"--score", CMDLINE_REAL, &r->score, "X", .max = 1,
+         .help = "rollout score: what an eval gave this version"},
+        {"--max-score-drop", CMDLINE_REAL, &r->score_drop, "X", .max = 1,
+         .help = "or its score is lower by more than this (0.02)"},
         {0},
     };
     const struct cmdline line = {
@@ -366,16 +394,27 @@ int cmd_ctl(int argc, char **argv)
             "  failover REPLICA    fence it, move its requests, form it anew\n"
             "  role REPLICA any|prefill|decode\n"
             "                      what it is for; its requests are moved when that asks for it\n"
+            "  scale MODEL N       so many replicas from now on; fewer hand over what they have\n"
+            "  rollout start [MODEL] --to DIR [--canary 5%]\n"
+            "                      to another version, step by step; back by itself when it is bad\n"
+            "  rollout [status]    how far it is, and which versions there are\n"
+            "  rollout pause|resume|promote|rollback [MODEL]\n"
+            "  rollout switch MODEL VERSION\n"
+            "                      to a version that is kept, at once\n"
+            "  rollout score MODEL VERSION --score X\n"
+            "                      what an eval gave it; a lower one than the old is taken back\n"
             "  doctor              whether RDMA works on this host (ports, GIDs, MTU, memlock,\n"
             "                      PCIe, losses, a write through each), and the cluster's state;\n"
             "                      exit code 1 when something is broken",
         .opts = opts,
         .args_min = 1,
-        .args_max = 3,
+        .args_max = 4,
     };
-    const char *args[3] = {NULL, NULL, NULL};
+    const char *args[4] = {NULL, NULL, NULL, NULL};
     int rc = cmdline_parse(&line, argc, argv, args, NULL);
     bool url_given = o.url != NULL;
     o.url = url_given ? o.url : http_default_url();
+    r->url = o.url;
+    r->json = o.json;
     return rc == CMDLINE_GO ? dispatch(&o, url_given, args) : rc;
 }

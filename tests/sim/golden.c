@@ -288,6 +288,63 @@ static void script_coordinator_dies(struct world *w)
     at(w, 3200, kill_coordinator, 1);
 }
 
+static void versions(struct world *w)
+{
+    rollout_draw(w, 0);
+}
+
+static void versions_with_standby(struct world *w)
+{
+    versions(w);
+    with_standby(w);
+}
+
+static void roll(struct world *w, int version) // as in rollout.c
+{
+    struct coord_admin a = {.op = COORD_ROLLOUT_START, .target = "model"};
+    rollout_plan_default(&a.plan);
+    a.plan.steps[0] = 34;
+    a.plan.steps[1] = 100;
+    a.plan.steps_n = 2;
+    a.plan.dwell_ms = 800;
+    a.plan.min_requests = 2;
+    a.plan.agree_percent = 0;
+    rollout_send(w, &a, version);
+}
+
+static void add_short(struct world *w, int tokens)
+{
+    int32_t prompt[8];
+    struct coord_submit s = {.prompt_n = 8,
+                             .max_tokens = (uint32_t)tokens,
+                             .sampling = {.seed = 1, .top_p = 1, .repetition_penalty = 1}};
+    for (int i = 0; i < 8; i++)
+        prompt[i] = (int32_t)((w->clients_n * 8 + (size_t)i) % w->opt.mock.vocab);
+    uint32_t c = client_add(w, &s, prompt);
+    world_push(w,
+               (struct sim_event){.at_us = w->now_us, .kind = SIM_CLIENT, .node = -1, .client = c});
+}
+
+static void script_rollout(struct world *w)
+{
+    at(w, 1200, roll, 1 + 1);
+    for (uint32_t ms = 1600; ms < 3600; ms += 400)
+        at(w, ms, add_short, 12);
+}
+
+static void script_rollout_slow(struct world *w)
+{
+    at(w, 1200, roll, 3 + 1);
+    for (uint32_t ms = 1300; ms < 4000; ms += 100)
+        at(w, ms, add_short, 8);
+}
+
+static void script_rollout_broken(struct world *w)
+{
+    at(w, 1200, roll, 4 + 1);
+    at(w, 1900, kill_coordinator, 0);
+}
+
 static void script_lies(struct world *w)
 {
     at(w, 1200, lie, 2);
@@ -330,12 +387,19 @@ static const struct scenario scenarios[] = {
      1, 3, 12, 300, 4500, script_slow, probes},
     {"coordinator-dies", "the coordinator is killed, and later its successor: every stream goes on",
      2, 2, 1, 4, 6, 200, 6500, script_coordinator_dies, with_standby},
-    {"prompt-apart", "one replica computes a long prompt, its KV moves to the one that streams", 2, 1,
-     1, 2, 1, 30, 2000, script_apart, roles},
-    {"prefill-dies", "the one that computes a long prompt is killed while it sends KV", 2, 1, 1, 2, 1,
-     30, 2500, script_source_dies, roles},
-    {"kv-target-dies", "the one that KV is sent to is killed: the answer goes on where it is", 2, 1, 1,
-     2, 1, 30, 2500, script_target_dies, roles},
+    {"prompt-apart", "one replica computes a long prompt, its KV moves to the one that streams", 2,
+     1, 1, 2, 1, 30, 2000, script_apart, roles},
+    {"prefill-dies", "the one that computes a long prompt is killed while it sends KV", 2, 1, 1, 2,
+     1, 30, 2500, script_source_dies, roles},
+    {"kv-target-dies", "the one that KV is sent to is killed: the answer goes on where it is", 2, 1,
+     1, 2, 1, 30, 2500, script_target_dies, roles},
+    {"rollout",
+     "a new version under load: first a third of the requests, then all; the old one is kept", 3, 1,
+     1, 3, 6, 60, 4500, script_rollout, versions},
+    {"rollout-slow", "a version that takes three times as long is taken back by itself", 2, 1, 1, 2,
+     4, 40, 4500, script_rollout_slow, versions},
+    {"rollout-broken", "a version that cannot be loaded, and its coordinator dies meanwhile", 2, 1,
+     1, 2, 2, 60, 6000, script_rollout_broken, versions_with_standby},
     {"gives-way", "all places are taken: a request of band 0 gives way to one of band 9", 1, 1, 1,
      1, 8, 60, 2500, script_gives_way, NULL},
     {"re-attach", "one client drops its connection and comes back, one never does", 1, 1, 1, 1, 2,

@@ -20,7 +20,8 @@ static void order(struct world *w, int arg)
 
 void rollout_draw(struct world *w, uint64_t until_us)
 {
-    for (uint64_t n = world_between(w, 1, 6); n; n--) // some more than faults of that class
+    for (uint64_t n = until_us ? world_between(w, 1, 6) : 0; n;
+         n--) // some more than faults of that class
         world_call(w, prng_below(&w->prng, until_us), order, 0);
     w->opt.mock.versions = versions;
     w->opt.mock.versions_n = SIM_VERSIONS;
@@ -37,6 +38,13 @@ static void send(struct world *w, struct coord_admin a)
         world_tell(w, "operator > %s %s%s%s", coord_admin_op_name(a.op), a.target,
                    a.model_dir ? " " : "", a.model_dir ? a.model_dir : "");
     world_coord(w, &(struct coord_event){.kind = COORD_ADMIN, .admin = a});
+}
+
+void rollout_send(struct world *w, const struct coord_admin *a, int version)
+{
+    struct coord_admin named = *a;
+    named.model_dir = versions[version].dir;
+    send(w, named);
 }
 
 static struct rollout_plan draw_plan(struct world *w)

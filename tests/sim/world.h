@@ -289,6 +289,7 @@ void admin_send(struct world *w, enum coord_admin_op op, const char *target, uin
 
 // ---- rollout.c ----
 void rollout_draw(struct world *w, uint64_t until_us); // versions of the model, good and bad
+void rollout_send(struct world *w, const struct coord_admin *a, int version);
 void rollout_order(struct world *w);
 void rollout_end(struct world *w); // whatever is under way comes to its end
 bool rollout_is_over(const struct world *w);
