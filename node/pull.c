@@ -422,11 +422,42 @@ static void add_peer(struct pull *p, const struct weight_source *from)
     const char *at[XPORT_KINDS] = {[XPORT_SHM] = from->addresses.shm,
                                    [XPORT_TCP] = from->addresses.tcp,
                                    [XPORT_VERBS] = from->addresses.verbs};
-    *x = (struct pull_peer){.p = p, .index = p->peers_n, .state = PEER_CONNECTING};
+    *x = (struct pull_peer){.p = p, .index = p->peers_n};
     snprintf(x->name, sizeof x->name, "%s", from->name);
     for (int k = 0; k < XPORT_KINDS; k++)
         snprintf(x->addresses[k], LIMIT_ADDR, "%s", at[k] ? at[k] : "");
+    x->started = pthread_create(&x->thread, NULL, pull_peer_main, x) == 0;
+    x->state = x->started ? PEER_CONNECTING : PEER_LOST;
+    if (x->started)
+        pthread_setname_np(x->thread, "pull");
+    else
+        (void)errmsg_set(&x->why, STATUS_NO_MEMORY, "no thread for it");
     p->peers_n++;
+}
+
+static bool is_known(const struct pull *p, const struct weight_source *s)
+{
+    const char *at[XPORT_KINDS] = {[XPORT_SHM] = s->addresses.shm,
+                                   [XPORT_TCP] = s->addresses.tcp,
+                                   [XPORT_VERBS] = s->addresses.verbs};
+    for (uint32_t i = 0; i < p->peers_n; i++) {
+        const struct pull_peer *x = &p->peers[i];
+        bool same = x->state != PEER_LOST && !strcmp(x->name, s->name);
+        for (int k = 0; k < XPORT_KINDS && same; k++)
+            same = !strcmp(x->addresses[k], at[k] ? at[k] : "");
+        if (same)
+            return true;
+    }
+    return false;
+}
+
+void pull_add(struct pull *p, const struct weight_source *sources, uint32_t n)
+{
+    pthread_mutex_lock(&p->lock); // their threads begin by taking it
+    for (uint32_t i = 0; i < n && p->peers_n < PULL_SOURCES; i++)
+        if (!is_known(p, &sources[i]))
+            add_peer(p, &sources[i]);
+    pthread_mutex_unlock(&p->lock);
 }
 
 static enum status await_listing(struct pull *p, struct errmsg *e)
@@ -458,20 +489,7 @@ enum status pull_open(const struct pull_args *args, struct pull **out, struct er
     pthread_mutex_init(&p->lock, NULL);
     pthread_cond_init(&p->changed, &attr);
     pthread_condattr_destroy(&attr);
-    for (uint32_t i = 0; i < args->sources_n && i < PULL_SOURCES; i++)
-        add_peer(p, &args->sources[i]);
-    for (uint32_t i = 0; i < p->peers_n; i++) {
-        struct pull_peer *x = &p->peers[i];
-        x->started = pthread_create(&x->thread, NULL, pull_peer_main, x) == 0;
-        if (x->started) {
-            pthread_setname_np(x->thread, "pull");
-            continue;
-        }
-        pthread_mutex_lock(&p->lock);
-        x->state = PEER_LOST;
-        (void)errmsg_set(&x->why, STATUS_NO_MEMORY, "no thread for it");
-        pthread_mutex_unlock(&p->lock);
-    }
+    pull_add(p, args->sources, args->sources_n);
     enum status s = await_listing(p, e);
     if (s == STATUS_OK)
         *out = p;

@@ -39,6 +39,8 @@ STATUS_MUST_USE enum status pull_open(const struct pull_args *args, struct pull 
                                       struct errmsg *e);
 // No read may be under way. NULL is fine.
 void pull_close(struct pull *p);
+// More sources while reads are under way; copied. Those that are pulled from already are left out.
+void pull_add(struct pull *p, const struct weight_source *sources, uint32_t n);
 
 // Borrowed until pull_close. Its read may be called from any thread. CANCELLED, or LINK_DOWN: no
 // source is left and the disk does not have it.

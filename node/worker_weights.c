@@ -41,6 +41,8 @@ struct load {
     struct weight_source sources[MSG_WEIGHT_SOURCES];
     uint32_t sources_n;
     bool disk_helps;
+    struct pull *pull; // under way; NULL: none
+    uint64_t epoch;    // of the FORM whose sources it has
 };
 
 static struct model_source source_of(const struct worker *w, const char *dir)
@@ -80,9 +82,27 @@ static struct model_rank rank_of(const struct msg_form *f)
                                .tensors = (int)f->tensor};
 }
 
+// The replica may have been formed anew meanwhile, with nodes that have the model by now.
+static void take_sources(struct load *l)
+{
+    struct worker *w = l->w;
+    struct msg *form = NULL;
+    pthread_mutex_lock(&w->lock);
+    if (l->pull && w->form && w->form->form.epoch > l->epoch &&
+        w->form->form.fingerprint == l->f->fingerprint) {
+        l->epoch = w->form->form.epoch;
+        form = msg_clone(w->form);
+    }
+    pthread_mutex_unlock(&w->lock);
+    if (form)
+        pull_add(l->pull, form->form.sources, form->form.sources_n);
+    msg_free(form);
+}
+
 static void report_loading(void *arg, size_t done, size_t total)
 {
     struct worker_state *s = ((struct load *)arg)->w->state;
+    take_sources(arg);
     int tenth = total ? (int)(done * 10 / total) : 10;
     if (tenth == s->load_tenth)
         return;
@@ -92,7 +112,7 @@ static void report_loading(void *arg, size_t done, size_t total)
 }
 
 // An order that the weights being loaded are of no use for. They go on being loaded when the
-// replica was only dissolved: its next epoch finds them here.
+// replica was only dissolved, or is formed again: its next epoch finds them here.
 static bool load_cancelled(void *arg)
 {
     struct load *l = arg;
@@ -214,7 +234,10 @@ static enum status load_from_peers(struct load *l, struct errmsg *e)
         struct model_source source = source_of(w, l->dir);
         source.config = config;
         source.folder = pull_folder(p);
+        l->epoch = l->f->epoch;
+        l->pull = p;
         rc = open_shard(l, &source, l->f->fingerprint, e);
+        l->pull = NULL;
     }
     if (rc == STATUS_OK)
         note_pulled(l, p, now_ms() - begin);
