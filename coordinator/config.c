@@ -10,7 +10,7 @@
 #include "base/limits.h"
 #include "base/mem.h"
 
-enum { PROBE_ANSWER_MAX = 32, TENANTS = 1024, TENANT_KEYS = 64, BANDS = 10, BREAKERS = 64 };
+enum { PROBE_ANSWER_MAX = 32, TENANTS = 1024, TENANT_KEYS = 64, BANDS = 10, BREAKERS = 64, DATACENTERS = 8, DISTANCE_MS = 50 };
 
 struct yaml_tenant {
     char *name;
@@ -23,6 +23,11 @@ struct yaml_breaker {
     char *metric, *action;
     double *above, *below;
     int64_t for_ms, *value;
+};
+
+struct yaml_datacenter {
+    char *name, *rpc;
+    int64_t *distance_ms;
 };
 
 struct yaml_band {
@@ -52,6 +57,9 @@ struct yaml {
     unsigned tenants_count;
     struct yaml_breaker *breakers;
     unsigned breakers_count;
+    char *datacenter;
+    struct yaml_datacenter *datacenters;
+    unsigned datacenters_count;
     struct yaml_band *bands;
     unsigned bands_count;
     int64_t *http_connections, *rpc_connections, *idle_ms, *write_stall_ms, *keepalive_ms, *stop_ms;
@@ -96,6 +104,18 @@ static const cyaml_schema_field_t breaker_fields[] = {
 };
 static const cyaml_schema_value_t breaker_schema = {
     CYAML_VALUE_MAPPING(CYAML_FLAG_DEFAULT, struct yaml_breaker, breaker_fields),
+};
+static const cyaml_schema_field_t datacenter_fields[] = {
+    CYAML_FIELD_STRING_PTR("name", CYAML_FLAG_POINTER, struct yaml_datacenter, name, 1,
+                           LIMIT_NAME - 1),
+    CYAML_FIELD_STRING_PTR("rpc", CYAML_FLAG_POINTER, struct yaml_datacenter, rpc, 1,
+                           LIMIT_PATH - 1),
+    CYAML_FIELD_INT_PTR("distance_ms", CYAML_FLAG_POINTER | CYAML_FLAG_OPTIONAL,
+                        struct yaml_datacenter, distance_ms),
+    CYAML_FIELD_END,
+};
+static const cyaml_schema_value_t datacenter_schema = {
+    CYAML_VALUE_MAPPING(CYAML_FLAG_DEFAULT, struct yaml_datacenter, datacenter_fields),
 };
 static const cyaml_schema_field_t band_fields[] = {
     CYAML_FIELD_INT("band", CYAML_FLAG_DEFAULT, struct yaml_band, band),
@@ -142,6 +162,9 @@ static const cyaml_schema_field_t fields[] = {
     TEXT(name),
     TEXT(cluster),
     TEXT(advertise),
+    TEXT(datacenter),
+    CYAML_FIELD_SEQUENCE("datacenters", CYAML_FLAG_POINTER | CYAML_FLAG_OPTIONAL, struct yaml,
+                         datacenters, &datacenter_schema, 0, DATACENTERS),
     TEXT(copies),
     NUMBER(lease_ms),
     TEXT(probe_prompt),
@@ -189,6 +212,7 @@ void coordinator_config_default(struct coordinator_config *c)
         .probe_interval_ms = 30 * 1000,
         .name = mem_strdup("coordinator"),
         .cluster = mem_strdup("main"),
+        .datacenter = mem_strdup("main"),
         .copies = COPY_SYNC,
         .lease_ms = 3000,
         .http_connections = 8192,
@@ -358,6 +382,27 @@ static enum status take_tenants(const char *path, const struct yaml *y,
                       path, y->tenant_from);
 }
 
+static enum status take_datacenters(const char *path, const struct yaml *y,
+                                    struct coordinator_config *c, struct errmsg *err)
+{
+    c->datacenters = mem_zalloc(y->datacenters_count + 1, sizeof *c->datacenters);
+    for (unsigned i = 0; i < y->datacenters_count; i++) {
+        const struct yaml_datacenter *from = &y->datacenters[i];
+        struct config_datacenter *d = &c->datacenters[c->datacenters_n++];
+        *d = (struct config_datacenter){mem_strdup(from->name), mem_strdup(from->rpc), DISTANCE_MS};
+        const struct number numbers[] = {
+            {"distance_ms", from->distance_ms, &d->distance_ms, 0, 600000}};
+        enum status s = check_numbers(path, "datacenters: ", numbers, 1, err);
+        if (s)
+            return s;
+        for (unsigned k = 0; k < i; k++)
+            if (!strcmp(c->datacenters[k].name, d->name))
+                return errmsg_set(err, STATUS_BAD_CONFIG, "%s: datacenters: %s is there twice",
+                                  path, d->name);
+    }
+    return STATUS_OK;
+}
+
 static enum status take_transport(const char *path, const char *name, enum transport_choice *out,
                                   struct errmsg *err)
 {
@@ -457,7 +502,10 @@ enum status coordinator_config_load(const char *path, struct coordinator_config 
         replace(&next.name, y->name);
         replace(&next.cluster, y->cluster);
         replace(&next.advertise, y->advertise);
-        s = take_transport(path, y->transport, &next.core.transport, err);
+        replace(&next.datacenter, y->datacenter);
+        s = take_datacenters(path, y, &next, err);
+        if (!s)
+            s = take_transport(path, y->transport, &next.core.transport, err);
         if (!s)
             s = take_numbers(path, y, &next, err);
         if (!s)
@@ -489,6 +537,12 @@ void coordinator_config_finish(struct coordinator_config *c)
     free(c->name);
     free(c->cluster);
     free(c->advertise);
+    free(c->datacenter);
+    for (uint32_t i = 0; i < c->datacenters_n; i++) {
+        free(c->datacenters[i].name);
+        free(c->datacenters[i].rpc);
+    }
+    free(c->datacenters);
     for (uint32_t i = 0; i < c->tenants_n; i++)
         free((char *)c->tenants[i].name);
     free(c->tenants);
@@ -507,8 +561,12 @@ enum status coordinator_config_check(struct coordinator_config *c, struct errmsg
         return errmsg_set(err, STATUS_BAD_CONFIG, "model: the path is too long");
     if (c->model_name && strlen(c->model_name) >= LIMIT_NAME)
         return errmsg_set(err, STATUS_BAD_CONFIG, "model_name: more than %d bytes", LIMIT_NAME - 1);
-    if (!name_ok(c->name) || !name_ok(c->cluster))
-        return errmsg_set(err, STATUS_BAD_CONFIG, "name, cluster: not 1 to %d of A-Z a-z 0-9 . _ -",
+    for (uint32_t i = 0; i < c->datacenters_n; i++)
+        if (!name_ok(c->datacenters[i].name))
+            return errmsg_set(err, STATUS_BAD_CONFIG, "datacenters: '%s' is not a name of A-Z a-z 0-9 . _ -",
+                              c->datacenters[i].name);
+    if (!name_ok(c->name) || !name_ok(c->cluster) || !name_ok(c->datacenter))
+        return errmsg_set(err, STATUS_BAD_CONFIG, "name, cluster, datacenter: not 1 to %d of A-Z a-z 0-9 . _ -",
                           LIMIT_NAME - 1);
     if ((uint64_t)c->core.prefill_replicas + c->core.decode_replicas > c->core.replicas)
         return errmsg_set(err, STATUS_BAD_CONFIG,

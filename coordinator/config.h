@@ -9,6 +9,11 @@
 #include "coordinator/coord.h"
 #include "coordinator/identity.h"
 
+struct config_datacenter {
+    char *name, *rpc; // owned; rpc: "host:port[,host:port...]" of its coordinators
+    uint32_t distance_ms;
+};
+
 struct coordinator_config {
     char *http;       // owned; "host:port" to listen on; port 0 = any
     char *rpc;        // owned; the same, for nodes and clients of the RPC
@@ -28,6 +33,9 @@ struct coordinator_config {
     char *cluster_key;     // owned; file (proto/secure.h); NULL = nodes and coordinators show nothing
     char *advertise;       // owned; host by which others reach this one; NULL = as in http and rpc
     enum copy_mode copies; // to a standby
+    char *datacenter;      // owned; of this coordinator
+    struct config_datacenter *datacenters; // owned; all, or the others (far.h)
+    uint32_t datacenters_n;
     uint32_t lease_ms;     // of the leadership, in etcd
     uint32_t http_connections, rpc_connections; // open at once; more are closed at once
     uint32_t idle_ms;        // an HTTP connection without a request for longer is closed

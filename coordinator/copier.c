@@ -109,7 +109,8 @@ uint64_t copier_stuck(struct copier *c, uint64_t now_us, uint32_t limit_ms)
             p->watched = p->acked;
             p->watched_us = now_us;
         }
-        if (now_us - p->watched_us > (uint64_t)limit_ms * 1000)
+        uint64_t limit_us = limit_ms * (p->far ? 10000ull : 1000ull);
+        if (now_us - p->watched_us > limit_us)
             return p->id;
     }
     return 0;

@@ -47,7 +47,7 @@ void copier_ack(struct copier *c, uint64_t peer, uint64_t seq);
 void copier_lost(struct copier *c, uint64_t peer); // nobody waits for it any more
 const struct copier_peer *copier_peer(const struct copier *c, uint64_t peer); // NULL = none
 // Called every now and then. A follower that owes an acknowledgement and has given none for
-// limit_ms, so that clients must not wait for it any longer; 0 = none.
+// limit_ms (one far away: ten times as long), so that clients must not wait for it; 0 = none.
 uint64_t copier_stuck(struct copier *c, uint64_t now_us, uint32_t limit_ms);
 // True: it is kept back (a copy of it); false: do it now.
 bool copier_hold(struct copier *c, const struct coord_action *a);

@@ -1,18 +1,18 @@
 // Inside of copy_shell.c (who leads), copy_lead_shell.c and copy_follow_shell.c.
 #pragma once
 
+#include "coordinator/copy_link_shell.h"
 #include "coordinator/copy_shell.h"
 #include "coordinator/follower.h"
 #include "coordinator/guests.h"
 #include "coordinator/rpc_shell.h"
 #include "coordinator/store.h"
 
-struct uplink;
-
 // A follower, at the leader.
 struct copies_peer {
     uint64_t conn;
     char name[LIMIT_NAME];
+    char datacenter[LIMIT_NAME]; // "" = this one
     char http[COPY_ADDRESS], rpc[COPY_ADDRESS];
     struct guests guests;
 };
@@ -29,7 +29,8 @@ struct copies {
     uint64_t takeovers;
     // following
     struct follower follower;
-    struct uplink *uplink; // NULL: between two tries
+    struct copy_link *uplink; // NULL: between two tries
+    uint64_t acked;
     uv_timer_t retry;
     uint64_t alone_us; // no leader has told what there is since; 0 = one has
     bool shed; // its clients were sent away
@@ -37,6 +38,9 @@ struct copies {
     struct copy_state state; // of the leader
     char following[LIMIT_NAME]; // whom, as long as it is up
     // leading
+    struct far *far;     // other datacenters (far.h); NULL = none is configured
+    bool relaying;       // what is shown comes from one of those
+    bool quiet;          // what is restored was recorded before
     struct copier copier;
     struct copies_peer peers[COPIER_PEERS];
     uint32_t peers_n;
@@ -51,6 +55,7 @@ void lead_conn_down(struct copies *c, uint64_t conn);
 void lead_tick(struct copies *c, uint64_t now_us);
 void lead_release(struct copies *c); // what clients may see by now
 void lead_end(struct copies *c);     // leads no more
+void lead_record(struct copies *c, const struct copy_record *r); // to all followers
 struct copy_record lead_submit_record(const struct coord_request_view *v, const struct live *l);
 // What the answer has after `from` tokens, as a record TOKENS; *tokens is the caller's to free.
 struct copy_record lead_tokens_record(const struct coord_request_view *v, const struct live *l,

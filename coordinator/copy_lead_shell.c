@@ -6,6 +6,7 @@
 
 #include "base/mem.h"
 #include "coordinator/copy_inside.h"
+#include "coordinator/far.h"
 
 enum { STATE_US = 1000 * 1000 };
 
@@ -34,7 +35,7 @@ static void send_copy(struct copies *c, uint64_t conn, const struct copy *copy)
 }
 
 // To all followers.
-static void send_record(struct copies *c, const struct copy_record *r)
+void lead_record(struct copies *c, const struct copy_record *r)
 {
     if (!c->peers_n)
         return;
@@ -95,15 +96,15 @@ void copies_submitted(struct shell *s, uint64_t request)
 {
     struct coord_request_view v;
     const struct live *l = shell_find_live(s, request);
-    if (!s->copies || !s->copies->peers_n || !l || !coord_request_find(s->core, request, &v) ||
+    if (!s->copies || !s->copies->peers_n || s->copies->quiet || !l || !coord_request_find(s->core, request, &v) ||
         !v.prompt)
         return;
     struct copy_record r = lead_submit_record(&v, l);
     struct token_out *tokens = NULL;
-    send_record(s->copies, &r);
+    lead_record(s->copies, &r);
     r = lead_tokens_record(&v, l, &tokens); // of a restored one; others' follow
     if (r.tokens_n)
-        send_record(s->copies, &r);
+        lead_record(s->copies, &r);
     free(tokens);
 }
 
@@ -130,7 +131,7 @@ static bool send_mark(void *arg, const struct coord_node_view *v)
     if (strcmp(v->name, m->node))
         return true;
     mark_record(v, &r);
-    send_record(m->copies, &r);
+    lead_record(m->copies, &r);
     return false;
 }
 
@@ -164,14 +165,16 @@ bool copies_hold(struct shell *s, const struct coord_action *a)
     struct copy_record r;
     if (!c || c->role != COPY_LEADER)
         return false;
+    if (far_mutes(c, a))
+        return true; // for good
     if (c->peers_n && copier_record(a, &r)) {
-        send_record(c, &r);
+        lead_record(c, &r);
     } else if (a->kind == COORD_QUEUED && has_guest(c, a->queued.request)) {
         r = (struct copy_record){.what = COPY_QUEUED,
                                  .request = a->queued.request,
                                  .position = a->queued.position,
                                  .eta_ms = a->queued.eta_ms};
-        send_record(c, &r);
+        lead_record(c, &r);
     }
     return copier_hold(&c->copier, a);
 }
@@ -181,9 +184,10 @@ void copies_orders(struct shell *s, const struct coord_action *a)
     struct copy_record r;
     if (!s->copies || s->copies->role != COPY_LEADER)
         return;
-    store_save(s->copies->store, a->state.text);
+    if (s->copies->store)
+        store_save(s->copies->store, a->state.text);
     if (s->copies->peers_n && copier_record(a, &r))
-        send_record(s->copies, &r);
+        lead_record(s->copies, &r);
 }
 
 void copies_told(struct shell *s, const struct coord_action *a)
@@ -192,7 +196,7 @@ void copies_told(struct shell *s, const struct coord_action *a)
     struct copy_record r;
     if (!c || c->role != COPY_LEADER || !copier_record_after(a, &r))
         return;
-    send_record(c, &r);
+    lead_record(c, &r);
     for (uint32_t i = 0; i < c->peers_n; i++)
         guests_detach(&c->peers[i].guests, r.request);
 }
@@ -229,7 +233,7 @@ static bool tell_request(void *arg, const struct coord_request_view *v)
 {
     const struct telling *t = arg;
     const struct live *l = shell_find_live(t->copies->shell, v->id);
-    if (!l)
+    if (!l || far_yielded(t->copies, v->id))
         return true;
     struct copy_record r = lead_submit_record(v, l);
     struct token_out *tokens = NULL;
@@ -251,8 +255,22 @@ static bool tell_request(void *arg, const struct coord_request_view *v)
     return true;
 }
 
+// What runs in another datacenter, to a follower of this one.
+static void tell_foreign(void *arg, const struct shadow_request *q, uint32_t told_n)
+{
+    struct copy_record r = shadow_request_record(q);
+    if (r.journal.emitted_n > told_n)
+        r.journal.emitted_n = told_n;
+    tell_record(arg, &r);
+}
+
 static void follower_came(struct copies *c, struct rpc_conn *conn, const struct copy_hello *h)
 {
+    bool far = *h->datacenter;
+    if (far && !far_is_datacenter(c, h->datacenter)) {
+        rpc_conn_close(conn, "of a datacenter that is not configured here");
+        return;
+    }
     if (c->peers_n == COPIER_PEERS) {
         rpc_conn_close(conn, "there are enough followers already");
         return;
@@ -260,6 +278,7 @@ static void follower_came(struct copies *c, struct rpc_conn *conn, const struct 
     struct copies_peer *p = &c->peers[c->peers_n++];
     *p = (struct copies_peer){.conn = conn->id};
     snprintf(p->name, sizeof p->name, "%s", h->name);
+    snprintf(p->datacenter, sizeof p->datacenter, "%s", h->datacenter);
     snprintf(p->http, sizeof p->http, "%s", h->http);
     snprintf(p->rpc, sizeof p->rpc, "%s", h->rpc);
     conn->role = RPC_CONN_COPY;
@@ -268,10 +287,19 @@ static void follower_came(struct copies *c, struct rpc_conn *conn, const struct 
     tell_record(&t, &(struct copy_record){.what = COPY_ORDERS, .text = coord_state(c->shell->core)});
     coord_each_node(c->shell->core, tell_mark, &t);
     coord_each_request(c->shell->core, tell_request, &t);
-    r.seq = copier_syncing(&c->copier, conn->id, false);
+    if (!far)
+        far_each(c, tell_foreign, &t);
+    r.seq = copier_syncing(&c->copier, conn->id, far);
     tell_record(&t, &r);
     c->told_us = 0; // it is told how things are at the next tick
-    log_info("coordinator: follower %s came", p->name);
+    log_info("coordinator: %s%s %s came", far ? "datacenter " : "follower", p->datacenter, p->name);
+}
+
+// A word about a request, wherever it runs.
+static void tell_core(struct copies *c, enum coord_event_kind kind, uint64_t request)
+{
+    if (!far_word(c, kind, request))
+        shell_step(c->shell, &(struct coord_event){.kind = kind, .req = {request, 0}});
 }
 
 // A request of a follower's client. The core may know it: then its record is on its way.
@@ -279,15 +307,19 @@ static void on_ask(struct copies *c, struct copies_peer *p, const struct copy_re
 {
     struct shell *s = c->shell;
     struct coord_request_view v;
-    if (coord_request_find(s->core, r->request, &v)) {
+    uint64_t deadline_us = r->deadline_ms ? shell_now_us() + r->deadline_ms * 1000ull : 0;
+    if (far_knows(c, r->request) || coord_request_find(s->core, r->request, &v)) {
         if (guests_attach(&p->guests, r->request))
-            shell_step(s, &(struct coord_event){.kind = COORD_ATTACH, .req = {r->request, 0}});
+            tell_core(c, COORD_ATTACH, r->request);
+        return;
+    }
+    if (!p->datacenter[0] && far_submit(c, r, deadline_us)) {
+        guests_attach(&p->guests, r->request);
         return;
     }
     struct shadow_request *q = shadow_request_create(r);
     bool fresh = !q->restore.emitted_n;
-    q->restore.submit.deadline_us =
-        fresh && r->deadline_ms ? shell_now_us() + r->deadline_ms * 1000ull : 0;
+    q->restore.submit.deadline_us = fresh ? deadline_us : 0;
     guests_attach(&p->guests, r->request);
     shell_restore(s, q, fresh);
     // A fresh one counts its client itself; after a restored one nobody is attached.
@@ -299,6 +331,11 @@ static void on_ask(struct copies *c, struct copies_peer *p, const struct copy_re
 static void on_word(struct copies *c, struct copies_peer *p, const struct copy_word *w)
 {
     enum coord_event_kind kind = COORD_CANCEL;
+    if (w->word == COPY_WORD_TAKEN) {
+        if (p->datacenter[0])
+            far_taken(c, p->datacenter, w->request);
+        return;
+    }
     if (w->word == COPY_WORD_ATTACH) {
         kind = COORD_ATTACH;
         if (!guests_attach(&p->guests, w->request))
@@ -308,7 +345,7 @@ static void on_word(struct copies *c, struct copies_peer *p, const struct copy_w
         if (!guests_detach(&p->guests, w->request))
             return;
     }
-    shell_step(c->shell, &(struct coord_event){.kind = kind, .req = {w->request, 0}});
+    tell_core(c, kind, w->request);
 }
 
 void lead_frame(struct copies *c, struct rpc_conn *conn, const struct wire_frame *f)
@@ -345,7 +382,7 @@ void lead_conn_down(struct copies *c, uint64_t conn)
     *p = c->peers[--c->peers_n];
     copier_lost(&c->copier, conn);
     for (uint64_t id; (id = guests_pop(&guests));)
-        shell_step(c->shell, &(struct coord_event){.kind = COORD_DETACH, .req = {id, 0}});
+        tell_core(c, COORD_DETACH, id);
     lead_release(c);
 }
 
@@ -378,7 +415,8 @@ static void tell_state(struct copies *c, uint64_t now_us)
 {
     struct coord_stats st;
     coord_stats(c->shell->core, &st);
-    const struct copy_state now = {st.replicas, st.replicas_ready, st.max_context};
+    const struct copy_state now = {st.replicas, st.replicas_ready, st.max_context,
+                                   st.credits_free, st.eta_ms};
     if (now_us - c->told_us < STATE_US && !memcmp(&now, &c->told, sizeof now))
         return;
     c->told = now;

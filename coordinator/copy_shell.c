@@ -11,6 +11,7 @@
 
 #include "base/mem.h"
 #include "coordinator/copy_inside.h"
+#include "coordinator/far.h"
 
 enum {
     WATCH_MS = 100,
@@ -32,7 +33,14 @@ bool copies_serving(const struct shell *s)
 
 bool copies_unsure(const struct shell *s)
 {
-    return !copies_leading(s) && !follower_synced(&s->copies->follower);
+    if (copies_leading(s))
+        return s->copies && far_unsure(s->copies);
+    return !follower_synced(&s->copies->follower);
+}
+
+bool copies_elsewhere(const struct shell *s)
+{
+    return !copies_leading(s) && s->cfg->datacenters_n;
 }
 
 const char *copies_leader_http(struct shell *s)
@@ -63,7 +71,7 @@ bool copies_relieved(const struct shell *s)
 
 bool copies_submit(struct shell *s, const struct live *l, uint64_t deadline_us)
 {
-    if (copies_leading(s))
+    if (!s->copies)
         return false;
     const struct coord_submit *q = &l->submit;
     struct copy_record r = {
@@ -87,6 +95,8 @@ bool copies_submit(struct shell *s, const struct live *l, uint64_t deadline_us)
                  .stop_n = l->stop_n},
     };
     memcpy(r.journal.stop_ids, q->stop_ids, sizeof r.journal.stop_ids);
+    if (copies_leading(s))
+        return far_submit(s->copies, &r, deadline_us);
     struct follower *f = &s->copies->follower;
     uint64_t alone_us = s->copies->alone_us, now_us = shell_now_us();
     if (alone_us && now_us - alone_us > ALONE_MS * 1000ull) {
@@ -110,7 +120,7 @@ bool copies_submit(struct shell *s, const struct live *l, uint64_t deadline_us)
 bool copies_request(struct shell *s, enum coord_event_kind kind, uint64_t request)
 {
     if (copies_leading(s))
-        return false;
+        return s->copies && far_word(s->copies, kind, request);
     struct follower *f = &s->copies->follower;
     if (kind == COORD_ATTACH)
         follower_attach(f, request);
@@ -121,13 +131,19 @@ bool copies_request(struct shell *s, enum coord_event_kind kind, uint64_t reques
     return true; // a stop string the leader finds itself
 }
 
-const struct shadow_request *copies_find(const struct shell *s, uint64_t request)
+const struct shadow_request *copies_find(struct shell *s, uint64_t request)
 {
-    return copies_leading(s) ? NULL : follower_find(&s->copies->follower, request);
+    if (copies_leading(s))
+        return s->copies ? far_find(s->copies, request) : NULL;
+    return follower_find(&s->copies->follower, request);
 }
 
 bool copies_knows(const struct shell *s, uint64_t request)
 {
+    struct coord_request_view v;
+    if (copies_leading(s))
+        return coord_request_find(s->core, request, &v) ||
+               (s->copies && far_knows(s->copies, request));
     const struct follower *f = &s->copies->follower;
     return follower_find(f, request) || shadow_find(&f->asks, request);
 }
@@ -241,6 +257,7 @@ static void follow(struct copies *c, const char *why)
     c->follower.shadow.synced = true;
     c->follower.shadow.epoch = epoch;
     c->follower.offer_all = true;
+    far_end(c);
     lead_end(c);
     c->role = COPY_FOLLOWER;
     c->state = (struct copy_state){0};
@@ -289,7 +306,7 @@ static void check_nodes(struct copies *c, uint64_t now_us)
     struct coord_stats st;
     coord_stats(c->shell->core, &st);
     bool sought = c->knocked_us && now_us - c->knocked_us < KNOCK_GAP_MS * 1000ull;
-    if (st.nodes || !sought)
+    if (st.nodes || !sought || !c->store)
         c->knocks_us = 0;
     else if (!c->knocks_us)
         c->knocks_us = now_us;
@@ -330,6 +347,7 @@ static void on_watch(uv_timer_t *t)
     uint64_t now_us = shell_now_us();
     if (c->role == COPY_LEADER) {
         lead_tick(c, now_us);
+        far_tick(c, now_us);
         check_lease(c);
         if (c->role == COPY_LEADER)
             check_nodes(c, now_us);
@@ -351,18 +369,21 @@ static void on_watch(uv_timer_t *t)
 enum status copies_open(struct shell *s, struct errmsg *err)
 {
     const struct coordinator_config *cfg = s->cfg;
-    if (!cfg->store)
+    if (!cfg->store && !cfg->datacenters_n)
         return STATUS_OK;
     struct copies *c = mem_zalloc(1, sizeof *c);
     c->shell = s;
-    c->role = COPY_FOLLOWER;
+    c->role = cfg->store ? COPY_FOLLOWER : COPY_LEADER; // without one it is alone in its datacenter
     c->copier.mode = cfg->copies;
     uv_async_init(&s->loop, &c->news, on_news);
     uv_timer_init(&s->loop, &c->watch);
     c->news.data = c->watch.data = c;
     follow_open(c);
+    far_open(c);
     uv_timer_start(&c->watch, on_watch, WATCH_MS, WATCH_MS);
     s->copies = c;
+    if (!cfg->store)
+        return STATUS_OK;
     struct store_args args = {.url = cfg->store,
                               .cluster = cfg->cluster,
                               .lease_ms = cfg->lease_ms,
@@ -378,6 +399,7 @@ void copies_close(struct copies *c)
     if (!c)
         return;
     store_close(c->store);
+    far_close(c);
     lead_end(c);
     follower_finish(&c->follower);
     wire_arena_finish(&c->arena);
@@ -415,12 +437,15 @@ void copies_json(struct shell *s, struct strbuf *out)
     for (uint32_t i = 0; c && c->role == COPY_LEADER && i < c->peers_n; i++) {
         const struct copies_peer *p = &c->peers[i];
         const struct copier_peer *k = copier_peer(&c->copier, p->conn);
-        put_one(out, p->name, p->http, p->rpc, "follower");
+        put_one(out, p->name, p->http, p->rpc, *p->datacenter ? "copies only" : "follower");
         strbuf_printf(out, ",\"this\":false,\"synced\":%s,\"behind\":%llu}",
                       k && k->synced ? "true" : "false",
                       (unsigned long long)(k ? c->copier.seq - k->acked : 0));
     }
-    strbuf_puts(out, "]}\n");
+    strbuf_puts(out, "]");
+    if (c)
+        far_json(c, out);
+    strbuf_puts(out, "}\n");
 }
 
 void copies_metrics(struct shell *s, struct strbuf *out)
@@ -450,5 +475,6 @@ void copies_metrics(struct shell *s, struct strbuf *out)
                   "# HELP hadal_store_reachable The store answers.\n"
                   "# TYPE hadal_store_reachable gauge\nhadal_store_reachable %d\n",
                   c->peers_n, (unsigned long long)behind, c->copier.held_n,
-                  (unsigned long long)c->takeovers, c->view.reachable);
+                  (unsigned long long)c->takeovers, !c->store || c->view.reachable);
+    far_metrics(c, out);
 }

@@ -23,6 +23,8 @@ bool copies_leading(const struct shell *s);
 bool copies_serving(const struct shell *s);
 // Follows, and is not told yet what there is: a request that is not known here may be there.
 bool copies_unsure(const struct shell *s);
+// Only the leader can tell of a request that is not known here: it has the other datacenters' too.
+bool copies_elsewhere(const struct shell *s);
 const char *copies_leader_http(struct shell *s); // "" = not known
 // Of the cluster, also where it only follows; `ready` is false while nobody leads.
 void copies_state(const struct shell *s, uint32_t *replicas, uint32_t *replicas_ready);
@@ -32,8 +34,9 @@ bool copies_relieved(const struct shell *s);
 // The same as for the core, where this one does not lead: to the leader. False: it leads.
 bool copies_submit(struct shell *s, const struct live *l, uint64_t deadline_us);
 bool copies_request(struct shell *s, enum coord_event_kind kind, uint64_t request);
-// A request of the leader for a client here; NULL: not known.
-const struct shadow_request *copies_find(const struct shell *s, uint64_t request);
+// A request of the leader, or of another datacenter, for a client here; NULL: not known, or it is in
+// the core by now.
+const struct shadow_request *copies_find(struct shell *s, uint64_t request);
 
 // It is, or it was asked of the leader.
 bool copies_knows(const struct shell *s, uint64_t request);

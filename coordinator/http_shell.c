@@ -295,8 +295,7 @@ static bool stream_route(struct http_server *h, h2o_req_t *req, h2o_iovec_t name
     return true;
 }
 
-// What operators see and say is the leader's.
-static bool redirect(struct http_server *h, h2o_req_t *req, struct openai_error *e)
+bool http_redirect(struct http_server *h, h2o_req_t *req, struct openai_error *e)
 {
     const char *leader = copies_leader_http(h->shell);
     struct strbuf to = {0};
@@ -320,7 +319,7 @@ static bool route(struct http_server *h, h2o_req_t *req, struct openai_error *e)
     bool v1 = n >= 2 && n <= 5 && http_is(p[0], "v1");
     bool changes = !http_is(req->method, "GET") || (v1 && n == 3 && http_is(p[1], "streams"));
     if (n >= 3 && http_is(p[0], "hadal") && !copies_leading(h->shell))
-        return redirect(h, req, e);
+        return http_redirect(h, req, e);
     if (changes && !copies_serving(h->shell)) {
         openai_fail(e, 503, NULL, "standby", "This coordinator is a standby; %s leads.",
                     *copies_leader_http(h->shell) ? copies_leader_http(h->shell) : "no one");

@@ -48,6 +48,8 @@ bool http_is(h2o_iovec_t v, const char *text);
 int64_t http_query_number(const h2o_req_t *req, const char *name);
 // Fill in *e and return false.
 bool http_not_found(struct openai_error *e, const h2o_req_t *req);
+// To the leader: what operators see and say is its. False: *e, nobody leads.
+bool http_redirect(struct http_server *h, h2o_req_t *req, struct openai_error *e);
 bool http_wrong_method(struct openai_error *e, const h2o_req_t *req, const char *allowed);
 
 // Listens.

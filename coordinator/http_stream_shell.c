@@ -338,6 +338,12 @@ void http_stream_attach(struct http_server *h, h2o_req_t *req, uint64_t request,
         fail(st, &e);
         return;
     }
+    if (!l && copies_elsewhere(h->shell)) {
+        st->finished = true;
+        if (!http_redirect(h, req, &e))
+            fail(st, &e);
+        return;
+    }
     if (!l) {
         openai_fail(&e, 404, "id", "not_found",
                     "No such stream, or it ended too long ago to be taken up again.");

@@ -265,7 +265,7 @@ static void request_word(struct shell *s, const struct shell_event *ev)
     if (!copies_request(s, ev->request.kind, ev->request.id))
         shell_step(s, &(struct coord_event){.kind = ev->request.kind,
                                             .req = {ev->request.id, ev->request.kept}});
-    else if (l && !l->readers)
+    else if (l && !l->readers && !copies_leading(s))
         forget(s, l);
 }
 
@@ -394,7 +394,10 @@ static struct live *adopt(struct shell *s, uint64_t request)
 {
     struct errmsg err = {0};
     const struct shadow_request *q = copies_find(s, request);
-    struct live *l = q ? live_restore(&s->text, q, &err) : NULL;
+    struct live *l = find_live(s, request); // it went on here just now
+    if (l)
+        return l;
+    l = q ? live_restore(&s->text, q, &err) : NULL;
     if (q && !l)
         log_error("coordinator: request %016llx cannot be read here: %s",
                   (unsigned long long)request, err.text);
@@ -655,13 +658,11 @@ void shell_shed(struct shell *s)
 void shell_end_unknown(struct shell *s)
 {
     struct live *l, *next;
-    struct coord_request_view v;
     HASH_ITER(hh, s->lives, l, next)
     {
         if (l->state == LIVE_DONE || l->state == LIVE_REFUSED || !l->readers)
             continue;
-        if (copies_leading(s) ? coord_request_find(s->core, l->request, &v)
-                              : copies_knows(s, l->request))
+        if (copies_knows(s, l->request))
             continue;
         log_error("coordinator: request %016llx is not known to the leader any more",
                   (unsigned long long)l->request);

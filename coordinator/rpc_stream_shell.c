@@ -227,7 +227,7 @@ static void on_attach(struct rpc_conn *c, uint32_t stream, const struct rpc_atta
     if (!st)
         return;
     struct live *l = shell_attach(c->server->shell, a->request, &st->reader);
-    if (!l && copies_unsure(c->server->shell)) { // another coordinator may know, or this one soon
+    if (!l && (copies_unsure(c->server->shell) || copies_elsewhere(c->server->shell))) { // another coordinator may know, or this one soon
         rpc_conn_close(c, NULL);
         return;
     }

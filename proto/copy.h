@@ -47,6 +47,7 @@ enum { COPY_ORDERS_BYTES = 32 << 10 };
 
 struct copy_hello {
     const char *name;       // of the follower
+    const char *datacenter; // of another one: nobody waits for its copies; "" = of this one
     const char *http, *rpc; // its addresses, for operators
 };
 
@@ -54,6 +55,7 @@ enum copy_word_kind {
     COPY_WORD_ATTACH, // a client of the follower reads it (an ASK counts as the first)
     COPY_WORD_DETACH, // none does any more
     COPY_WORD_CANCEL,
+    COPY_WORD_TAKEN, // by another datacenter: it goes on there, and only there
 };
 
 struct copy_word {
@@ -63,6 +65,7 @@ struct copy_word {
 
 struct copy_state {
     uint32_t replicas, replicas_ready, max_context;
+    uint32_t credits_free, eta_ms; // of a request that came now
 };
 
 enum { COPY_ADDRESS = 300 };

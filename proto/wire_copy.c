@@ -118,6 +118,8 @@ enum status wire_encode_copy(struct wire_arena *a, const struct copy *c, struct 
         p.replicas = c->state.replicas;
         p.replicas_ready = c->state.replicas_ready;
         p.max_context = c->state.max_context;
+        p.credits_free = c->state.credits_free;
+        p.eta_ms = c->state.eta_ms;
         return wire_pb_pack(COPY_STATE, 0, &p.base, out);
     }
     if (c->kind == COPY_ACK) {
@@ -127,6 +129,7 @@ enum status wire_encode_copy(struct wire_arena *a, const struct copy *c, struct 
     }
     Hadal__CopyHello p = HADAL__COPY_HELLO__INIT;
     p.name = str(c->hello.name);
+    p.datacenter = str(c->hello.datacenter);
     p.http = str(c->hello.http);
     p.rpc = str(c->hello.rpc);
     return wire_pb_pack(COPY_HELLO, 0, &p.base, out);
@@ -284,21 +287,25 @@ enum status wire_decode_copy(struct wire_arena *a, const struct wire_frame *f, s
             wire_fail(&c, STATUS_LINK_PROTOCOL, "what: only a request can be asked for");
     } else if (f->type == COPY_WORD) {
         const Hadal__CopyWord *p = (const Hadal__CopyWord *)pb;
-        wire_check_range(&c, "word", p->word, 0, COPY_WORD_CANCEL);
+        wire_check_range(&c, "word", p->word, 0, COPY_WORD_TAKEN);
         r.word = (struct copy_word){p->request, (enum copy_word_kind)p->word};
     } else if (f->type == COPY_KNOCK) {
         ; // its coming is all
     } else if (f->type == COPY_STATE) {
         const Hadal__CopyState *p = (const Hadal__CopyState *)pb;
         wire_check_range(&c, "max_context", p->max_context, 0, LIMIT_CONTEXT);
-        r.state = (struct copy_state){p->replicas, p->replicas_ready, p->max_context};
+        r.state = (struct copy_state){p->replicas, p->replicas_ready, p->max_context,
+                                      p->credits_free, p->eta_ms};
     } else if (f->type == COPY_ACK) {
         r.ack = ((const Hadal__CopyAck *)pb)->seq;
     } else {
         r.hello.name = ((const Hadal__CopyHello *)pb)->name;
+        r.hello.datacenter = ((const Hadal__CopyHello *)pb)->datacenter;
         r.hello.http = ((const Hadal__CopyHello *)pb)->http;
         r.hello.rpc = ((const Hadal__CopyHello *)pb)->rpc;
         wire_check_name(&c, "name", r.hello.name);
+        if (*r.hello.datacenter)
+            wire_check_name(&c, "datacenter", r.hello.datacenter);
         wire_check_string(&c, "http", r.hello.http, COPY_ADDRESS);
         wire_check_string(&c, "rpc", r.hello.rpc, COPY_ADDRESS);
     }
