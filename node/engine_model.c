@@ -237,7 +237,7 @@ static const struct engine_ops model_ops = {
 static void open_hub(struct worker *w, struct transport t, const char *host)
 {
     struct lane_hub_config config = {
-        .kind = t.kind, .bind_host = host, .spin_us = w->config.spin_us};
+        .kind = t.kind, .bind_host = host, .spin_us = w->config.spin_us, .wire = w->config.wire};
     struct lane_hub **hub = &w->hubs[worker_hub_of(t)];
     struct errmsg why = {0};
     enum status rc = lane_hub_open(&config, hub, &why);

@@ -6,18 +6,20 @@
 #include "kernels/kern.h"
 #include "node/engine.h"
 #include "node/model/source.h"
+#include "rdma/xport.h"
 
 enum weights_from { WEIGHTS_AUTO, WEIGHTS_DISK, WEIGHTS_PEER }; // see node/worker_weights.c
 
 struct engine_model_config {
     enum kern_backend backend;
-    int threads;       // CPU: 0 = all that this process may use
-    int device;        // CUDA: which of the GPUs that this process sees
-    const char *bind;  // address to listen on for ranks of other hosts; copied
-    const char *rdma;  // node/rails.h; NULL = "auto"; read by create only
-    uint32_t max_seqs; // slots; the four below must be equal on all ranks of a replica
-    uint32_t max_rows; // rows of one step
-    uint32_t context;  // longest sequence, tokens; 0 = what the model allows
+    int threads;            // CPU: 0 = all that this process may use
+    int device;             // CUDA: which of the GPUs that this process sees
+    const char *bind;       // address to listen on for ranks of other hosts; copied
+    const char *rdma;       // node/rails.h; NULL = "auto"; read by create only
+    struct xport_wire wire; // of its rails
+    uint32_t max_seqs;      // slots; the four below must be equal on all ranks of a replica
+    uint32_t max_rows;      // rows of one step
+    uint32_t context;       // longest sequence, tokens; 0 = what the model allows
     uint64_t
         kv_tokens; // tokens that the KV cache holds; 0 = 4 contexts, at most 2 GiB over all stages
     uint32_t block_tokens;

@@ -77,7 +77,8 @@ enum status lane_hub_open(const struct lane_hub_config *config, struct lane_hub 
                               .bind_host = config->bind_host,
                               .max_links =
                                   config->max_links ? config->max_links : LIMIT_TENSOR + 64,
-                              .spin_us = config->spin_us};
+                              .spin_us = config->spin_us,
+                              .wire = config->wire};
     struct lane_hub *h = mem_zalloc(1, sizeof *h);
     enum status s = xport_open(&xc, &h->x, e);
     if (s != STATUS_OK) {

@@ -27,6 +27,7 @@ struct lane_hub_config {
     const char *bind_host; // as in xport_config
     uint32_t max_links;    // 0 = LIMIT_TENSOR + 64
     uint32_t spin_us;      // before a wait sleeps. Workers share cores: 0 .. 20
+    struct xport_wire wire;
 };
 enum status lane_hub_open(const struct lane_hub_config *config, struct lane_hub **hub_out,
                           struct errmsg *e);

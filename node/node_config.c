@@ -13,6 +13,7 @@
 struct node_numbers {
     int64_t *device, *threads, *max_seqs, *max_rows, *context, *kv_tokens, *block_tokens,
         *prefill_chunk, *serve_weights_mib;
+    int64_t *rdma_traffic_class, *rdma_ack_timeout, *rdma_retries;
     int64_t *mock_step_us, *mock_row_us, *mock_vocab;
 };
 struct node_yaml {
@@ -28,14 +29,33 @@ struct node_yaml {
                         number.key)
 
 static const cyaml_schema_field_t fields[] = {
-    TEXT(name),           TEXT(coordinator),     TEXT(host),
-    TEXT(backend),        TEXT(engine),          TEXT(random_weights),
-    TEXT(bind),           TEXT(cluster_key),     TEXT(rdma),
-    NUMBER(device),       NUMBER(threads),       NUMBER(max_seqs),
-    NUMBER(max_rows),     NUMBER(context),       NUMBER(kv_tokens),
-    NUMBER(block_tokens), NUMBER(prefill_chunk), NUMBER(mock_step_us),
-    NUMBER(mock_row_us),  NUMBER(mock_vocab),    TEXT(weights),
-    TEXT(models_dir),     NUMBER(serve_weights_mib), CYAML_FIELD_END,
+    TEXT(name),
+    TEXT(coordinator),
+    TEXT(host),
+    TEXT(backend),
+    TEXT(engine),
+    TEXT(random_weights),
+    TEXT(bind),
+    TEXT(cluster_key),
+    TEXT(rdma),
+    NUMBER(device),
+    NUMBER(threads),
+    NUMBER(max_seqs),
+    NUMBER(max_rows),
+    NUMBER(context),
+    NUMBER(kv_tokens),
+    NUMBER(block_tokens),
+    NUMBER(prefill_chunk),
+    NUMBER(mock_step_us),
+    NUMBER(mock_row_us),
+    NUMBER(mock_vocab),
+    TEXT(weights),
+    TEXT(models_dir),
+    NUMBER(serve_weights_mib),
+    NUMBER(rdma_traffic_class),
+    NUMBER(rdma_ack_timeout),
+    NUMBER(rdma_retries),
+    CYAML_FIELD_END,
 };
 static const cyaml_schema_value_t schema = {
     CYAML_VALUE_MAPPING(CYAML_FLAG_POINTER, struct node_yaml, fields),
@@ -101,6 +121,9 @@ enum status node_file_load(const char *path, struct node_file *f, struct errmsg 
     take_number(&f->block_tokens, y->number.block_tokens);
     take_number(&f->prefill_chunk, y->number.prefill_chunk);
     take_number(&f->serve_weights_mib, y->number.serve_weights_mib);
+    take_number(&f->rdma_traffic_class, y->number.rdma_traffic_class);
+    take_number(&f->rdma_ack_timeout, y->number.rdma_ack_timeout);
+    take_number(&f->rdma_retries, y->number.rdma_retries);
     take_number(&f->mock_step_us, y->number.mock_step_us);
     take_number(&f->mock_row_us, y->number.mock_row_us);
     take_number(&f->mock_vocab, y->number.mock_vocab);
@@ -131,6 +154,9 @@ enum status node_file_check(const struct node_file *f, struct errmsg *e)
         {"block_tokens", f->block_tokens, 1, 1024},
         {"prefill_chunk", f->prefill_chunk, 1, 65536},
         {"serve_weights_mib", f->serve_weights_mib, 0, 1 << 20},
+        {"rdma_traffic_class", f->rdma_traffic_class, 0, 255},
+        {"rdma_ack_timeout", f->rdma_ack_timeout, 0, 31},
+        {"rdma_retries", f->rdma_retries, 0, 6},
         {"mock_step_us", f->mock_step_us, 0, 60 * 1000000},
         {"mock_row_us", f->mock_row_us, 0, 1000000},
         {"mock_vocab", f->mock_vocab, 2, LIMIT_VOCAB},

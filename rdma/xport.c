@@ -60,6 +60,18 @@ enum status xport_kind_parse(const char *name, enum xport_kind *kind_out)
     return STATUS_BAD_CONFIG;
 }
 
+enum status xport_wire_check(const struct xport_wire *w, struct errmsg *e)
+{
+    // Seven tries mean for ever to some devices, and a link must not hang.
+    if (w->ack_timeout > 31)
+        return errmsg_set(e, STATUS_BAD_CONFIG, "ack_timeout: %u is not in 0..31", w->ack_timeout);
+    if (w->retries > 6)
+        return errmsg_set(e, STATUS_BAD_CONFIG, "retries: %u is not in 0..6", w->retries);
+    if (w->rnr_retries > 6)
+        return errmsg_set(e, STATUS_BAD_CONFIG, "rnr_retries: %u is not in 0..6", w->rnr_retries);
+    return STATUS_OK;
+}
+
 // --- opening and closing ---
 
 static void watch_own(struct xport *x, int *fd)

@@ -43,6 +43,18 @@ const char *xport_kind_name(enum xport_kind kind);
 // Accepts "shm", "tcp", "verbs".
 enum status xport_kind_parse(const char *name, enum xport_kind *kind_out);
 
+// What a verbs xport asks of its queue pairs; shared memory and TCP ignore it. The path MTU is that
+// of the network interface (rdma_cm agrees on the smaller of both ends'), the service level follows
+// from the traffic class by the interface's map of priorities. 0 = as said there.
+struct xport_wire {
+    uint8_t traffic_class; // of the packets: DSCP << 2, by which switches choose a priority; 0 = 0
+    uint8_t ack_timeout;   // an answer is awaited for 4.096 us x 2^this; 1 .. 31, 0 = 14, 67 ms
+    uint8_t retries;       // sent again so often before the link is dead; 1 .. 6, 0 = 6
+    uint8_t rnr_retries;   // the same for a peer without receives; 1 .. 6, 0 = 6
+};
+// BAD_CONFIG names the field.
+STATUS_MUST_USE enum status xport_wire_check(const struct xport_wire *w, struct errmsg *e);
+
 struct xport_config {
     enum xport_kind kind;
     const char *bind_host; // TCP, verbs: numeric address that peers reach. NULL: 127.0.0.1; verbs
@@ -51,6 +63,7 @@ struct xport_config {
     uint32_t link_depth;   // writes under way per link; 0 = 256, at most 65536
     uint32_t spin_us;      // xport_wait polls this long before it sleeps; 0 = sleep at once
     uint32_t handshake_ms; // a connect not answered by then is LINK_TIMEOUT; 0 = 5000
+    struct xport_wire wire;
 };
 
 // STATUS_NO_DEVICE when this host does not offer the kind (e.g. no verbs device); *e says why.

@@ -219,13 +219,25 @@ static enum status open_device(struct xport *x, struct verbs_device *d, struct e
     return STATUS_OK;
 }
 
+static struct xport_wire wire_of(const struct xport_wire *w)
+{
+    return (struct xport_wire){.traffic_class = w->traffic_class,
+                               .ack_timeout = w->ack_timeout ? w->ack_timeout : VERBS_ACK_TIMEOUT,
+                               .retries = w->retries ? w->retries : VERBS_RETRIES,
+                               .rnr_retries = w->rnr_retries ? w->rnr_retries : VERBS_RNR_RETRIES};
+}
+
 static enum status verbs_open(struct xport *x, const struct xport_config *config, struct errmsg *e)
 {
     enum status s = verbs_lib_load(e);
     if (s != STATUS_OK)
         return s;
+    s = xport_wire_check(&config->wire, e);
+    if (s != STATUS_OK)
+        return s;
     struct verbs_device *d = mem_zalloc(1, sizeof *d);
     x->own = d;
+    d->wire = wire_of(&config->wire);
     d->events = verbs_lib()->rdma.create_event_channel();
     if (!d->events)
         return errmsg_set(e, STATUS_NO_DEVICE, "xport verbs: this host has no RDMA device: %s",
@@ -353,13 +365,17 @@ static struct verbs_card card_of(const struct xport *x, enum xgreet_code code, u
                                .token = token};
 }
 
-static void set_timeout(struct rdma_cm_id *id)
+static void set_options(const struct verbs_device *d, struct rdma_cm_id *id)
 {
-    uint8_t timeout = VERBS_ACK_TIMEOUT;
-    if (verbs_lib()->rdma.set_option(id, RDMA_OPTION_ID, RDMA_OPTION_ID_ACK_TIMEOUT, &timeout,
-                                     sizeof timeout) < 0)
+    uint8_t timeout = d->wire.ack_timeout, class = d->wire.traffic_class;
+    const struct verbs_lib *v = verbs_lib();
+    if (v->rdma.set_option(id, RDMA_OPTION_ID, RDMA_OPTION_ID_ACK_TIMEOUT, &timeout,
+                           sizeof timeout) < 0)
         log_warn("xport verbs: the ack timeout cannot be set (%s): a broken path is noticed late",
                  strerror(errno));
+    if (class &&
+        v->rdma.set_option(id, RDMA_OPTION_ID, RDMA_OPTION_ID_TOS, &class, sizeof class) < 0)
+        log_warn("xport verbs: the traffic class cannot be set: %s", strerror(errno));
 }
 
 static int handshake_ms(const struct xport *x)
@@ -378,6 +394,7 @@ static enum status verbs_dial(struct xlink *l, const char *where, struct errmsg 
     if (v->rdma.create_id(d->events, &id, NULL, RDMA_PS_TCP) < 0)
         return errmsg_set(e, status_from_errno(errno), "xport verbs: rdma_create_id: %s",
                           strerror(errno));
+    set_options(d, id);
     conn_create(l, id);
     if (v->rdma.resolve_addr(id, (struct sockaddr *)&own, (struct sockaddr *)&peer,
                              handshake_ms(l->x)) < 0)
@@ -389,7 +406,6 @@ static enum status resolve_route(struct verbs_conn *c)
 {
     if (c->id->verbs != verbs_device_of(c->x)->ctx)
         return STATUS_LINK_DOWN;
-    set_timeout(c->id);
     bool ok = verbs_lib()->rdma.resolve_route(c->id, handshake_ms(c->x)) == 0;
     return ok ? STATUS_OK : STATUS_LINK_DOWN;
 }
@@ -399,11 +415,12 @@ static enum status request(struct verbs_conn *c)
     enum status s = verbs_conn_prepare(c);
     if (s != STATUS_OK)
         return s;
+    const struct xport_wire *wire = &verbs_device_of(c->x)->wire;
     struct verbs_card card = card_of(c->x, XGREET_OK, c->link->greeting.token);
     struct rdma_conn_param p = {.private_data = &card,
                                 .private_data_len = sizeof card,
-                                .retry_count = VERBS_RETRIES,
-                                .rnr_retry_count = VERBS_RNR_RETRIES};
+                                .retry_count = wire->retries,
+                                .rnr_retry_count = wire->rnr_retries};
     return verbs_lib()->rdma.connect(c->id, &p) == 0 ? STATUS_OK : STATUS_LINK_DOWN;
 }
 
@@ -442,10 +459,11 @@ static void answer_request(struct xport *x, struct rdma_cm_id *id, const struct 
         xsock_evict_oldest(x);
     struct xlink *l = xlink_create(x, true);
     struct verbs_conn *c = conn_create(l, id);
-    set_timeout(id);
+    set_options(verbs_device_of(x), id);
     struct verbs_card own = card_of(x, XGREET_OK, 0);
-    struct rdma_conn_param p = {
-        .private_data = &own, .private_data_len = sizeof own, .rnr_retry_count = VERBS_RNR_RETRIES};
+    struct rdma_conn_param p = {.private_data = &own,
+                                .private_data_len = sizeof own,
+                                .rnr_retry_count = verbs_device_of(x)->wire.rnr_retries};
     if (verbs_conn_prepare(c) != STATUS_OK || verbs_lib()->rdma.accept(id, &p) < 0) {
         xlink_fail(l, STATUS_LINK_DOWN, false);
         return;

@@ -5,7 +5,7 @@
 #include "rdma/verbs_lib.h"
 #include "rdma/xport_body.h"
 
-// How a broken path is noticed: an unanswered packet is sent again after 4.096 us x 2^14 = 67 ms
+// How a broken path is noticed, unless struct xport_wire says otherwise: an unanswered packet is sent again after 4.096 us x 2^14 = 67 ms
 // (the device may take up to four times that), and after six times more the queue pair is broken:
 // 0.5 .. 0.9 s measured with soft-RoCE. Seven would mean for ever on some devices. A link without
 // traffic is probed by an empty write every KEEPALIVE_MS. "Receiver not ready" cannot happen among
@@ -89,6 +89,7 @@ struct verbs_device {
     struct rdma_cm_id *listener;
     struct sockaddr_storage own_addr;
     uint32_t max_wr;
+    struct xport_wire wire; // without zeros but for the traffic class
     struct verbs_conn *parted; // list by `next`
 };
 

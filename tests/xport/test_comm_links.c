@@ -18,7 +18,6 @@
 enum {
     T_MAX = 4,
     AREA = 4096,
-    NOTICED_US = 5000000, // microseconds on an idle host; threads wait for a core on a busy one
 };
 #define GATHERS ((uint32_t)world_rounds(1000))
 
@@ -44,7 +43,7 @@ static enum status member_link(struct member *m)
     if (s == STATUS_OK)
         s = comm_create_xport(m->hub, &c, &m->comm, &e);
     if (s == STATUS_OK)
-        s = lane_hub_connect(m->hub, m->addresses, 5000, &e);
+        s = lane_hub_connect(m->hub, m->addresses, 20000, &e);
     if (s != STATUS_OK)
         fprintf(stderr, "%s\n", e.text);
     return s;
@@ -120,8 +119,10 @@ static void stage_open(struct stage *s, uint32_t n, uint32_t gathers, const uint
 {
     *s = (struct stage){.n = n};
     for (uint32_t r = 0; r < n; r++) {
-        struct lane_hub_config c = {
-            .kind = world_kind, .bind_host = world_host(), .spin_us = r % 2 ? 20 : 0};
+        struct lane_hub_config c = {.kind = world_kind,
+                                    .bind_host = world_host(),
+                                    .spin_us = r % 2 ? 20 : 0,
+                                    .wire = world_wire};
         assert_int_equal(lane_hub_open(&c, &s->members[r].hub, NULL), STATUS_OK);
         s->addresses[r] = lane_hub_address(s->members[r].hub);
     }
@@ -140,7 +141,7 @@ static void stage_open(struct stage *s, uint32_t n, uint32_t gathers, const uint
 static void stage_wait(struct stage *s)
 {
     for (uint32_t r = 0; r < s->n; r++)
-        for (int i = 0; i < 5000 && s->members[r].progress == 0; i++)
+        for (int i = 0; i < 20000 && s->members[r].progress == 0; i++)
             sleep_ms(1);
 }
 
@@ -244,7 +245,7 @@ static void test_loss_of_a_rank(void **state)
 static void member_open(struct member *m, int in, int out, const char *addresses[2])
 {
     static char other[LIMIT_ADDR], own[LIMIT_ADDR];
-    struct lane_hub_config c = {.kind = world_kind, .bind_host = world_host()};
+    struct lane_hub_config c = {.kind = world_kind, .bind_host = world_host(), .wire = world_wire};
     assert_int_equal(lane_hub_open(&c, &m->hub, NULL), STATUS_OK);
     snprintf(own, sizeof own, "%s", lane_hub_address(m->hub));
     assert_int_equal(write(out, own, sizeof own), sizeof own);
@@ -293,7 +294,7 @@ static void test_killed_process(void **state)
         member_open(&m, back[0], there[1], addresses);
         pthread_t t;
         pthread_create(&t, NULL, member_run, &m);
-        for (int i = 0; i < 5000 && m.progress < 20; i++)
+        for (int i = 0; i < 20000 && m.progress < 20; i++)
             sleep_ms(1);
         assert_true(m.progress >= 20);
         sleep_ms(round);

@@ -99,7 +99,7 @@ static void test_writer_is_killed(void **state)
     for (int round = 0; round < world_rounds(8); round++) {
         struct end *b = end_open(NULL);
         pid_t pid = spawn("writes", xport_address(b->x));
-        uint64_t deadline = now_us() + 10000000, killed = 0;
+        uint64_t deadline = now_us() + 30000000, killed = 0;
         int seen = 0;
         while (b->downs == 0 && now_us() < deadline) {
             if (end_poll(b) == 0)
@@ -120,7 +120,7 @@ static void test_writer_is_killed(void **state)
         }
         assert_int_equal(b->downs, 1);
         assert_int_equal(b->down, STATUS_LINK_DOWN);
-        assert_true(now_us() - killed < 1000000);
+        assert_true(now_us() - killed < NOTICED_US);
         reap(pid);
         pump_ms(&b, 1, 5);
         assert_int_equal(b->downs, 1);
@@ -149,7 +149,7 @@ static void run_reader_is_killed(bool polls)
         pump(&a, 1, &a->ups, 1);
         uint8_t *src = mem_zalloc(1, BIG);
         int accepted = 0;
-        uint64_t deadline = now_us() + 10000000, killed = 0;
+        uint64_t deadline = now_us() + 30000000, killed = 0;
         while (a->downs == 0 && now_us() < deadline) {
             struct xwrite w = {.region = REGION, .src = src, .bytes = BIG};
             enum status s = xlink_write(l, &w);
@@ -163,7 +163,7 @@ static void run_reader_is_killed(bool polls)
         }
         assert_int_equal(a->downs, 1);
         assert_int_equal(a->dones, accepted);
-        assert_true(now_us() - killed < 1000000);
+        assert_true(now_us() - killed < NOTICED_US);
         reap(pid);
         assert_int_equal(xport_connect(a->x, address, NULL, 0, NULL, &l, NULL), STATUS_OK);
         pump(&a, 1, &a->downs, 2); // its address is free
@@ -190,10 +190,10 @@ static void test_sleeper_sees_death_at_once(void **state)
     pump_ms(&b, 1, 20);
     kill(pid, SIGKILL);
     uint64_t t = now_us();
-    while (b->downs == 0 && now_us() - t < 5000000)
+    while (b->downs == 0 && now_us() - t < NOTICED_US)
         if (end_poll(b) == 0)
             xport_wait(b->x, -1);
-    assert_true(now_us() - t < 200000);
+    assert_true(now_us() - t < NOTICED_US);
     reap(pid);
     end_close(b);
 }

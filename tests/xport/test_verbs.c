@@ -367,6 +367,7 @@ static void test_device_removal(void **state)
 int main(int argc, char **argv)
 {
     world_init(argc, argv);
+    world_wire = (struct xport_wire){0};
     if (argc == 3 && !strcmp(argv[2], "memlock"))
         return run_memlock();
     if (!getenv("RDMA_NET")) {

@@ -11,6 +11,7 @@
 #include "base/prng.h"
 
 enum xport_kind world_kind;
+struct xport_wire world_wire = {.ack_timeout = 17};
 
 static char hosts[2][64];
 static int ends_open;
@@ -83,6 +84,7 @@ struct end *end_open(const struct xport_config *more)
     struct xport_config c = more ? *more : (struct xport_config){0};
     c.kind = world_kind;
     c.bind_host = c.bind_host ? c.bind_host : world_host();
+    c.wire = world_wire;
     if (world_kind == XPORT_VERBS && c.handshake_ms == 0)
         c.handshake_ms = 15000; // a lost message of rdma_cm is sent again after 4 s
     ends_open++;
@@ -155,7 +157,7 @@ static void tell_downs(struct end *const *ends, int ends_n)
 
 void pump(struct end *const *ends, int ends_n, const int *n, int want)
 {
-    uint64_t limit_s = world_kind == XPORT_VERBS ? 15 : 5, start = now_us();
+    uint64_t limit_s = 30, start = now_us();
     while (*n < want) {
         if (poll_all(ends, ends_n) == 0)
             xport_wait(ends[0]->x, 1);

@@ -27,6 +27,11 @@ struct end {
 
 // Kind under test: argv[1] of the program.
 extern enum xport_kind world_kind;
+// Verbs: a link outlives 4 s without an answer, as an emulated machine may stand still for longer
+// than the 0.5 s after which a link is dead otherwise. Tests that break the wire leave this.
+extern struct xport_wire world_wire;
+// How late what a process notices at once may be noticed here: other processes have the cores.
+enum { NOTICED_US = 8000000 };
 // Where the next end binds; NULL: the body's default. Verbs: HADAL_VERBS_HOSTS names one or two
 // addresses of RDMA devices; the first end of a test (of all its processes) takes the first of
 // them, all others the second, so that links cross the wire.
@@ -42,7 +47,7 @@ int world_rounds(int n);
 struct end *end_open(const struct xport_config *more); // NULL: defaults
 void end_close(struct end *e);
 int end_poll(struct end *e);
-// Polls all until *n (a counter of one of them) reaches `want`; fails after 5 s.
+// Polls all until *n (a counter of one of them) reaches `want`; fails after 30 s.
 void pump(struct end *const *ends, int ends_n, const int *n, int want);
 void pump_ms(struct end *const *ends, int ends_n, int ms);
 struct xlink *end_connect(struct end *from, struct end *to);
