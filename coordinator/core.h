@@ -92,26 +92,29 @@ struct waiter { // an ADMIN command that is not done yet
 extern const struct sm member_sm;
 
 struct member {
+    // What a heartbeat touches, of thousands ten times a second each.
+    enum coord_node_state state;
+    uint32_t rank;           // stage * tensor_n + tensor
+    struct replica *replica; // IN_REPLICA, DRAINING; else NULL
+    uint64_t heartbeat_us;
+    bool has_gpu; // it has told figures of one, now or before
+    struct msg_heartbeat heartbeat;
+
     char name[LIMIT_NAME];
     char *host, *backend; // owned
     uint64_t host_hash;
     uint64_t incarnation, conn, pulse_conn; // conns: 0 = none
     uint32_t pid;
-    enum coord_node_state state;
     enum member_mark mark;
-    struct replica *replica; // IN_REPLICA, DRAINING; else NULL
-    uint32_t rank;           // stage * tensor_n + tensor
-    bool holds;              // the weights of `held_rank`, loaded for held_replica
+    bool holds; // the weights of `held_rank`, loaded for held_replica
     uint64_t held_replica;
     uint32_t held_rank;
     uint64_t held_fingerprint; // of the model in its memory; 0 = not known
     struct {
-        char *shm, *tcp, *verbs; // owned; NULL = nowhere
-    } weights;                   // where it gives the model's files
+        char *shm, *tcp, *verbs;   // owned; NULL = nowhere
+    } weights;                     // where it gives the model's files
     struct weights_figures loaded; // how it came by them
-    uint64_t heartbeat_us;
-    struct msg_heartbeat heartbeat;
-    bool silent; // its time ran out; lost if the next look finds it silent still
+    bool silent;                   // its time ran out; lost if the next look finds it silent still
     uint32_t joins, faults;
     char *fault; // owned; NULL = none
     uint64_t fault_us;
@@ -186,9 +189,10 @@ struct replica {
     uint64_t since_us;
     struct member **ranks;   // owned array of pool->ranks_n; NULLs while vacant
     struct rank_link *links; // owned array, per rank
+    uint32_t kv_free, waiting;
     uint32_t prepared_n, formed_n;
     uint64_t fingerprint;
-    uint32_t max_seqs, max_context, kv_blocks, kv_free, block_tokens, waiting;
+    uint32_t max_seqs, max_context, kv_blocks, block_tokens;
     uint32_t transport;           // enum transport_choice among its ranks; AUTO: one rank
     struct request_list running;  // RUNNING
     struct request_list leaving;  // MOVING and CLOSING, oldest CANCEL first
@@ -243,19 +247,19 @@ struct pool {
     uint32_t soft_n[QUEUE_BANDS]; // of replicas that serve
     struct eta eta;
     struct kvrate kvrate;
-    uint32_t landed_n; // transfers that wait for their source to let go
-    struct kvindex caches;      // of its replicas' prefix caches
+    uint32_t landed_n;         // transfers that wait for their source to let go
+    struct kvindex caches;     // of its replicas' prefix caches
     uint32_t block_tokens;     // 0 = not known
     struct latency latency;    // of all its replicas
     uint32_t max_context;      // 0 = not known
     struct probe_answer known; // n 0 = not yet
     uint64_t known_fingerprint;
     bool known_configured;
-    uint64_t admitted; // requests
-    uint32_t wanted;      // replicas that are not retired
-    uint32_t serial;      // of a version that a rollout brought; 0 = of the configuration
-    uint64_t fingerprint; // of its replicas when one was last formed; 0 = not known
-    int score_milli;      // of an eval; -1 = none
+    uint64_t admitted;              // requests
+    uint32_t wanted;                // replicas that are not retired
+    uint32_t serial;                // of a version that a rollout brought; 0 = of the configuration
+    uint64_t fingerprint;           // of its replicas when one was last formed; 0 = not known
+    int score_milli;                // of an eval; -1 = none
     struct rollout_figures figures; // since the last rollout from or to it began
     struct pool *lender;            // gave a replica for as long as requests are bound to this one
     struct elastic elastic;
@@ -310,7 +314,7 @@ struct coord {
     struct tenants tenants;
     struct request_list retained;
     uint64_t retained_tokens;
-    uint32_t live_n; // QUEUED, RUNNING, MOVING
+    uint32_t live_n;            // QUEUED, RUNNING, MOVING
     struct transfer *transfers; // under way
     uint32_t transfers_n;
     uint64_t transfers_begun;
@@ -379,7 +383,7 @@ uint32_t pool_bound(const struct coord *c, const struct pool *p); // requests th
 bool pool_all_there(const struct coord *c, const struct pool *p); // all that nodes suffice for
 // A request without tokens goes on wherever new ones would.
 void pool_rebind(struct coord *c, struct request *q);
-bool pool_leaving(const struct coord *c, const struct pool *p);   // retired ones still drain
+bool pool_leaving(const struct coord *c, const struct pool *p); // retired ones still drain
 
 // ---- scaling.c ----
 void scaling_timer(struct coord *c);

@@ -1,5 +1,7 @@
 // What nodes say: heartbeats, faults, and the messages that go on to forming and to requests. Here
 // is decided whether a message still counts: right connection, right replica, right epoch.
+#include <string.h>
+
 #include "coordinator/core.h"
 
 static bool loop_turns(const struct coord *c, const struct msg_heartbeat *h)
@@ -23,8 +25,14 @@ static void on_suspect_gpu(struct coord *c, struct member *m, const struct gpu_f
 
 static void on_heartbeat(struct coord *c, struct member *m, const struct msg_heartbeat *h)
 {
-    bool turned = loop_turns(c, &m->heartbeat), was_suspect = m->heartbeat.gpu.suspect;
-    m->heartbeat = *h;
+    bool turned = loop_turns(c, &m->heartbeat);
+    bool was_suspect = m->has_gpu && m->heartbeat.gpu.suspect;
+    m->has_gpu |= h->gpu.present || h->gpu.suspect;
+    // Most of it are figures of the GPU: without one they stay zero, and are not touched.
+    if (m->has_gpu)
+        m->heartbeat = *h;
+    else
+        memcpy(&m->heartbeat, h, offsetof(struct msg_heartbeat, gpu));
     m->heartbeat_us = c->now_us;
     // After a restart nodes may know higher epochs than our store: never go below one.
     if (h->epoch > c->epoch && h->epoch < UINT64_MAX / 2)

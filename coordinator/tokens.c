@@ -120,8 +120,8 @@ static bool take_token(struct coord *c, struct replica *r, struct request *q,
 }
 
 // Requests are far from the processor when there are many: what will be needed soon is asked for
-// now, first its slot, then the request itself.
-enum { EXPECT_SLOT = 12, EXPECT = 6 };
+// now, first its slot, then the request itself, then the end of its journal.
+enum { EXPECT_SLOT = 12, EXPECT = 6, EXPECT_JOURNAL = 3 };
 
 static void expect_tokens(const struct coord *c, const struct msg_tokens *t)
 {
@@ -133,14 +133,15 @@ static void expect_token(const struct coord *c, const struct msg_tokens *t, uint
 {
     if (i + EXPECT_SLOT < t->tokens_n)
         idmap_expect(&c->requests, t->tokens[i + EXPECT_SLOT].request);
-    if (i + EXPECT >= t->tokens_n)
-        return;
-    const char *q = (const char *)requests_find(c, t->tokens[i + EXPECT].request);
-    if (q) {
+    const struct request *q;
+    if (i + EXPECT < t->tokens_n && (q = requests_find(c, t->tokens[i + EXPECT].request))) {
         __builtin_prefetch(q);
-        __builtin_prefetch(q + 64);
-        __builtin_prefetch(q + 128);
+        __builtin_prefetch((const char *)q + 64);
+        __builtin_prefetch((const char *)q + 128);
     }
+    if (i + EXPECT_JOURNAL < t->tokens_n &&
+        (q = requests_find(c, t->tokens[i + EXPECT_JOURNAL].request)))
+        __builtin_prefetch(q->emitted + q->emitted_n, 1);
 }
 
 void requests_tokens(struct coord *c, struct replica *r, const struct msg_tokens *t)

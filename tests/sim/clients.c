@@ -429,6 +429,8 @@ static void see(struct world *w, const struct coord_action *a)
         if (c->seen_n || a->refused.reason == COORD_REFUSE_BAD_REQUEST)
             world_fail(w, "request %" PRIu64 " was refused: %s", c->id, a->refused.text);
         c->stage = CLIENT_REFUSED;
+        c->done_us = w->now_us;
+        c->refused_for = a->refused.reason;
         world_trace(w, "client %" PRIu64 " < refused: %s", c->id, a->refused.text);
         break;
     case COORD_FORGET:

@@ -21,7 +21,9 @@ struct measured {
     double tokens_per_s;   // of all
     uint32_t top, refused_top, refused, displaced, late;
     uint64_t preemptions;
-    double slow_refusal_ms; // the slowest that was not displaced: from submit to refusal
+    // Refused, and not within 50 ms of asking: let in and then displaced by a higher band, or
+    // (gave_up) let in and still waiting when its time was over.
+    uint32_t told_late, gave_up;
 };
 
 static void set_up(struct world *w)
@@ -89,6 +91,9 @@ static void judge(const struct world *w, struct measured *m)
             continue;
         m->refused_top += top && refused;
         m->refused += refused;
+        bool told_late = refused && c->done_us > c->submit_us + SIM_MS(50);
+        m->told_late += told_late;
+        m->gave_up += told_late && c->refused_for != COORD_REFUSE_QUEUE_FULL;
         uint64_t first = c->first_us ? c->first_us - c->submit_us : 0;
         if (top && first)
             ttft[m->top++] = first;
@@ -122,9 +127,9 @@ static struct measured run(const struct load *l)
     m.preemptions = after.preemptions - before.preemptions;
     m.displaced = (uint32_t)(after.displaced - before.displaced);
     judge(&w, &m);
-    printf("%-22s %6.0f %8u %9.1f %9.1f %9.0f %9u %9u %9" PRIu64 " %6u\n", l->name,
+    printf("%-22s %6.0f %8u %9.1f %9.1f %9.0f %9u %9u %9u %9u %9" PRIu64 " %6u\n", l->name,
            l->top_per_s + l->rest_per_s, m.top, m.p50_ms, m.p99_ms, m.tokens_per_s, m.refused,
-           m.displaced, m.preemptions, m.late);
+           m.told_late, m.gave_up, m.displaced, m.preemptions, m.late);
     world_finish(&w);
     return m;
 }
@@ -143,8 +148,9 @@ bool overload_run(void)
                                         {"mixed bands, 3x", 12, 102},
                                         {"mixed bands, 10x", 12, 368}};
     struct measured m[4];
-    printf("%-22s %6s %8s %9s %9s %9s %9s %9s %9s %6s\n", "load", "req/s", "top band", "p50 ms",
-           "p99 ms", "tokens/s", "refused", "displaced", "preempted", "late");
+    printf("%-22s %6s %8s %9s %9s %9s %9s %9s %9s %9s %9s %6s\n", "load", "req/s", "top band",
+           "p50 ms", "p99 ms", "tokens/s", "refused", "told late", "gave up", "displaced",
+           "preempted", "late");
     for (int i = 0; i < 4; i++)
         m[i] = run(&loads[i]);
     double peak = 0;

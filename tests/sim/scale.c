@@ -167,8 +167,11 @@ void scale_coord(struct scale *w, uint32_t dc, struct coord_event *ev)
             w->longest_at_us = w->now_us;
         }
     }
-    for (size_t i = 0; i < out.n; i++)
+    for (size_t i = 0; i < out.n; i++) {
+        if (i + 4 < out.n && out.v[i + 4].kind == COORD_TOKENS)
+            scale_stream_expect(w, out.v[i + 4].tokens.request);
         act(w, dc, &out.v[i]);
+    }
 }
 
 static uint32_t hosts_of(const struct scale *w, uint32_t dc)

@@ -152,6 +152,7 @@ void scale_rank_step(struct scale *w, uint32_t rank, uint64_t gen);
 void scale_streams_start(struct scale *w);
 void scale_stream_run(struct scale *w, uint32_t i);
 void scale_stream_action(struct scale *w, uint32_t dc, const struct coord_action *a);
+void scale_stream_expect(const struct scale *w, uint64_t request); // it is told something soon
 void scale_stream_hit(struct scale *w, uint64_t request, enum scale_cause cause);
 void scale_streams_of_dc(struct scale *w, uint32_t dc); // it is lost
 void scale_streams_check(struct scale *w);              // none is lost

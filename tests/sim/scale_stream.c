@@ -233,6 +233,13 @@ void scale_stream_action(struct scale *w, uint32_t dc, const struct coord_action
     }
 }
 
+void scale_stream_expect(const struct scale *w, uint64_t request)
+{
+    uint32_t i = (uint32_t)(request & ((1u << SLOT_BITS) - 1));
+    __builtin_prefetch(&w->streams[i], 1);
+    __builtin_prefetch((const char *)&w->streams[i] + 64, 1);
+}
+
 // ---- what happens to them ----
 
 void scale_stream_hit(struct scale *w, uint64_t request, enum scale_cause cause)

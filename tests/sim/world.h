@@ -124,6 +124,7 @@ struct sim_client {
     uint64_t away_since_us;
     uint64_t first_us, last_us, done_us, longest_gap_us;
     enum finish_reason finish;
+    enum coord_refusal refused_for;
     // Where it is placed, as told by the coordinator's DISPATCH.
     uint64_t place_replica, place_epoch;
     uint64_t from_replica; // where its tokens come from
