@@ -47,6 +47,12 @@ static bool holds(const struct kv_share *s, int head)
     return head >= s->head_first && head < s->head_first + s->heads_n;
 }
 
+static bool overlap(const struct kv_share *a, const struct kv_share *b)
+{
+    return a->layer_first < b->layer_first + b->layers_n &&
+           b->layer_first < a->layer_first + a->layers_n;
+}
+
 // The tensor rank of the source's stage that serves this head of this layer.
 static uint32_t server(const struct kv_share *stage, uint32_t tensor, int head, uint32_t turn)
 {
@@ -67,7 +73,13 @@ enum status kv_layout_pieces(const struct kv_layout *l, struct kv_shape from, ui
     struct kv_share stage[LIMIT_TENSOR], mine;
     const uint32_t base = source / from.tensor * from.tensor, me = source % from.tensor;
     enum status rc = kv_layout_share(l, to, target, &mine, e);
-    for (uint32_t t = 0; t < from.tensor && rc == STATUS_OK; t++)
+    if (rc == STATUS_OK)
+        rc = kv_layout_share(l, from, base, &stage[0], e);
+    *out = NULL;
+    *n_out = 0;
+    if (rc != STATUS_OK || !overlap(&stage[0], &mine))
+        return rc;
+    for (uint32_t t = 1; t < from.tensor && rc == STATUS_OK; t++)
         rc = kv_layout_share(l, from, base + t, &stage[t], e);
     if (rc != STATUS_OK)
         return rc;

@@ -20,6 +20,10 @@ static const struct sm_state states[] = {
 };
 static const struct sm transfer_sm = {"transfer", states, sizeof states / sizeof *states};
 
+// A rank that does not let go of blocks for so long hangs, and so do they: the epoch is over then.
+// Orders reach a rank between its steps, so it is far longer than any step.
+static const uint64_t stop_timeout_us = 60 * UINT64_C(1000000);
+
 static void enter(struct transfer *t, enum transfer_state to)
 {
     t->state = sm_move(&transfer_sm, t->state, to);
@@ -127,6 +131,7 @@ static void stop(struct node *n, struct transfer *t, enum status status, const c
     if (t->state == TRANSFER_STOPPING)
         return;
     enter(t, TRANSFER_STOPPING);
+    t->deadline_us = n->now_us + stop_timeout_us;
     t->stopping_us = n->now_us;
     t->status = status;
     snprintf(t->text, sizeof t->text, "%s", text);
@@ -360,7 +365,7 @@ uint64_t node_lease_us(const struct node *n)
     uint64_t at = UINT64_MAX;
     for (uint32_t i = 0; i < NODE_TRANSFERS; i++) {
         const struct transfer *t = &n->transfers[i];
-        if (t->state != TRANSFER_FREE && t->state != TRANSFER_STOPPING && t->deadline_us < at)
+        if (t->state != TRANSFER_FREE && t->deadline_us < at)
             at = t->deadline_us;
     }
     return at;
@@ -377,6 +382,12 @@ void node_kv_turn(struct node *n)
 {
     for (uint32_t i = 0; i < NODE_TRANSFERS && n->transfers_n > 0; i++) {
         struct transfer *t = &n->transfers[i];
+        if (t->state == TRANSFER_STOPPING && n->now_us >= t->deadline_us) {
+            const struct step_result hung = {
+                .status = STATUS_NODE_HUNG, .bad_stage = -1, .bad_tensor = -1};
+            node_fault(n, &hung, "a rank does not let go of KV blocks");
+            return;
+        }
         if (t->state == TRANSFER_HELD && batch_lease_used(n->batch, t->lease))
             drop(n, t);
         if (t->state != TRANSFER_FREE && t->state != TRANSFER_STOPPING)
@@ -400,7 +411,7 @@ void node_kv_check(const struct node *n)
             continue;
         assert(t->lease->role == KV_ROLE_TARGET || t->state != TRANSFER_HELD);
         assert(t->state != TRANSFER_HELD || t->lease->named == t->lease->total);
-        assert(t->state == TRANSFER_STOPPING || n->now_us < t->deadline_us);
+        assert(n->now_us < t->deadline_us);
     }
     assert(used == n->transfers_n && (n->batch != NULL || used == 0));
     assert(n->batch == NULL || batch_load(n->batch).leases == used);

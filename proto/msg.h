@@ -270,9 +270,9 @@ struct msg_cancel {
 };
 
 // What a lead's prefix cache holds, for routing: a hint, no promise. A replica begins an epoch with
-// nothing. The reports of an epoch are numbered 1, 2, ...; after a gap the coordinator knows nothing
-// of it any more and asks with KV_LIST `all`. The next report then has `reset`, and it and those that
-// follow name all that is there.
+// nothing. The reports of an epoch are numbered 1, 2, ...; after a gap the coordinator knows
+// nothing of it any more and asks with KV_LIST `all`. The next report then has `reset`, and it and
+// those that follow name all that is there.
 enum { MSG_KV_CHANGES = 1024 };
 struct kv_change {
     uint32_t block; // below kv_blocks of FORMED
@@ -312,6 +312,7 @@ struct msg_kv_list {
 //  * Blocks are held by a lease of lease_ms from the receipt of the message. It ends with
 //    KV_CANCEL, the deadline, the end of the epoch, or a failure; then the ranks stop, and only
 //    when all of them said so the blocks are given back: a late write never meets another owner.
+//    A rank that does not say so for a minute hangs: FAULT, the epoch is over.
 //    What had arrived completely, from the first block on, stays as prefix cache: tokens_n of a
 //    KV_DONE that is not OK says how much.
 //  * After KV_DONE OK a target still holds the blocks until a request uses them, KV_CANCEL, or the

@@ -668,6 +668,26 @@ static void a_hung_rank_keeps_its_blocks_from_others(void **state)
     world_finish(&w);
 }
 
+static void a_rank_that_never_lets_go_ends_the_epoch(void **state)
+{
+    struct world w;
+    world_init_slow(&w, 10000);
+    begin_moving(&w, (struct move){.transfer = 7, .tokens_n = CHAIN, .lease_ms = 200});
+    run_ms(&w, 35);
+    engine_mock_hang(w.m[B + 1].engine, true);
+    run_ms(&w, 59000);
+    assert_null(last_of(&w.m[B], MSG_FAULT));
+    run_ms(&w, 2000);
+    assert_int_equal(last_of(&w.m[B], MSG_FAULT)->fault.status, STATUS_NODE_HUNG);
+    assert_int_equal(node_state(w.m[B].core), NODE_VOID);
+    assert_int_equal(node_transfers(w.m[B].core), 0);
+    engine_mock_hang(w.m[B + 1].engine, false);
+    run_ms(&w, 100);
+    form(&w, 1);
+    expect_hit(&w, 1, 1, CHAIN, 0);
+    world_finish(&w);
+}
+
 // ---- everything at once ----
 
 static void mishap(struct world *w, struct prng *p, const struct mock_config *config, uint64_t id)
@@ -778,6 +798,7 @@ int main(void)
         T(a_target_that_is_dissolved_is_noticed),
         T(running_sequences_go_before_leases),
         T(a_hung_rank_keeps_its_blocks_from_others),
+        T(a_rank_that_never_lets_go_ends_the_epoch),
         T(nothing_leaks_whatever_happens),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
