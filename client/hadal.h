@@ -132,8 +132,9 @@ struct hadal_event {
     uint32_t prompt_tokens, completion_tokens, cached_tokens, reasoning_tokens;
 };
 
-/* "hadal://host:port[,host:port...]"; the scheme may be left out. Does not connect yet. NULL: *err
- * says why. options may be NULL; err may be NULL everywhere. */
+/* "hadal://host:port[,host:port...][?key_file=PATH]"; the scheme may be left out. With a key file the
+ * two prove to each other that they have it (the coordinators' client_key), and what they say is
+ * encrypted. Does not connect yet. NULL: *err says why. options may be NULL; err may be NULL everywhere. */
 HADAL_API struct hadal_client *hadal_open(const char *url, const struct hadal_options *options,
                                           struct hadal_error *err);
 /* Closes its streams too, but cancels none: requests go on for the coordinator's grace time, and

@@ -45,6 +45,15 @@ static bool parse_address(const char *text, size_t n, struct link_address *out)
     return strspn(out->port, "0123456789") == port_n && port >= 1 && port <= 65535;
 }
 
+// "key_file=PATH": both sides prove that they have it.
+static enum status open_key(struct link *l, const char *query, struct errmsg *err)
+{
+    static const char name[] = "key_file=";
+    if (strncmp(query, name, sizeof name - 1))
+        return errmsg_set(err, STATUS_BAD_CONFIG, "url: '?%.100s' is not ?key_file=FILE", query);
+    return secure_domain_client(query + sizeof name - 1, "key_file", &l->domain, err);
+}
+
 enum status link_init(struct link *l, const char *url, struct errmsg *err)
 {
     static const char scheme[] = "hadal://";
@@ -52,7 +61,7 @@ enum status link_init(struct link *l, const char *url, struct errmsg *err)
     wire_decoder_init(&l->in, 0);
     const char *at = strncmp(url, scheme, sizeof scheme - 1) ? url : url + sizeof scheme - 1;
     for (;;) {
-        size_t n = strcspn(at, ",");
+        size_t n = strcspn(at, ",?");
         if (l->addresses_n == LINK_ADDRESSES)
             return errmsg_set(err, STATUS_BAD_CONFIG, "url: more than %d addresses",
                               LINK_ADDRESSES);
@@ -61,6 +70,8 @@ enum status link_init(struct link *l, const char *url, struct errmsg *err)
                               (int)(n < 200 ? n : 200), at);
         if (!at[n])
             return STATUS_OK;
+        if (at[n] == '?')
+            return open_key(l, at + n + 1, err);
         at += n + 1;
     }
 }
@@ -69,6 +80,9 @@ void link_finish(struct link *l)
 {
     link_down(l);
     wire_decoder_finish(&l->in);
+    secure_domain_close(l->domain);
+    strbuf_finish(&l->wire);
+    strbuf_finish(&l->plain);
 }
 
 void link_down(struct link *l)
@@ -77,6 +91,9 @@ void link_down(struct link *l)
         return;
     close(l->fd);
     l->fd = -1;
+    secure_close(l->secure);
+    l->secure = NULL;
+    strbuf_clear(&l->wire);
     wire_decoder_finish(&l->in);
     wire_decoder_init(&l->in, 0);
 }
@@ -120,6 +137,8 @@ fail:
     return -1;
 }
 
+static enum status shake_hands(struct link *l, uint32_t timeout_ms, struct errmsg *err);
+
 enum status link_connect(struct link *l, uint32_t timeout_ms, struct errmsg *err)
 {
     const struct link_address *to = &l->addresses[l->next];
@@ -138,10 +157,10 @@ enum status link_connect(struct link *l, uint32_t timeout_ms, struct errmsg *err
                           "%s:%s: %s", to->host, to->port, strerror(error));
     l->heard_ms = link_now_ms();
     l->asked_ms = 0;
-    return STATUS_OK;
+    return l->domain ? shake_hands(l, timeout_ms, err) : STATUS_OK;
 }
 
-enum status link_write(struct link *l, const void *bytes, size_t n)
+static enum status send_bytes(struct link *l, const void *bytes, size_t n)
 {
     const char *at = bytes;
     while (n && l->fd >= 0) {
@@ -154,6 +173,38 @@ enum status link_write(struct link *l, const void *bytes, size_t n)
         }
     }
     return l->fd >= 0 ? STATUS_OK : STATUS_LINK_DOWN;
+}
+
+static enum status send_sealed(struct link *l)
+{
+    enum status s = send_bytes(l, l->wire.v, l->wire.n);
+    strbuf_clear(&l->wire);
+    return s;
+}
+
+enum status link_write(struct link *l, const void *bytes, size_t n)
+{
+    if (!l->secure)
+        return send_bytes(l, bytes, n);
+    if (secure_seal(l->secure, bytes, n, &l->wire)) {
+        link_down(l);
+        return STATUS_LINK_DOWN;
+    }
+    return send_sealed(l);
+}
+
+// What came, in the clear, goes to the decoder.
+static enum status unseal(struct link *l, const char *bytes, size_t n, struct errmsg *err)
+{
+    strbuf_clear(&l->plain);
+    enum status s = secure_feed(l->secure, bytes, n, &l->plain, &l->wire, err);
+    if (l->wire.n && send_sealed(l) && !s)
+        s = errmsg_set(err, STATUS_LINK_DOWN, "the connection broke");
+    if (s)
+        link_down(l);
+    else if (l->plain.n)
+        wire_decoder_feed(&l->in, l->plain.v, l->plain.n);
+    return s;
 }
 
 // One read of what is there.
@@ -169,9 +220,30 @@ static enum status take_bytes(struct link *l, struct errmsg *err)
         link_down(l);
         return STATUS_LINK_DOWN;
     }
-    wire_decoder_feed(&l->in, buf, (size_t)n);
     l->heard_ms = link_now_ms();
     l->asked_ms = 0;
+    if (l->secure)
+        return unseal(l, buf, (size_t)n, err);
+    wire_decoder_feed(&l->in, buf, (size_t)n);
+    return STATUS_OK;
+}
+
+static enum status shake_hands(struct link *l, uint32_t timeout_ms, struct errmsg *err)
+{
+    uint64_t deadline = link_now_ms() + timeout_ms;
+    l->secure = secure_open(l->domain, false);
+    secure_greet(l->secure, &l->wire);
+    enum status s = send_sealed(l);
+    while (s >= 0 && l->fd >= 0 && !secure_is_up(l->secure)) {
+        uint64_t now = link_now_ms();
+        if (now >= deadline || !wait_for(l->fd, POLLIN, deadline - now)) {
+            link_down(l);
+            return errmsg_set(err, STATUS_LINK_TIMEOUT, "the coordinator does not shake hands");
+        }
+        s = take_bytes(l, err);
+    }
+    if (l->fd < 0)
+        return s < 0 ? s : errmsg_set(err, STATUS_LINK_DOWN, "the connection broke");
     return STATUS_OK;
 }
 

@@ -5,6 +5,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "base/strbuf.h"
+#include "proto/secure.h"
 #include "proto/wire.h"
 
 enum { LINK_ADDRESSES = 16 };
@@ -18,6 +20,9 @@ struct link {
     int addresses_n, next; // next: the one to try next
     int fd;                // -1: down
     struct wire_decoder in;
+    struct secure_domain *domain; // owned; NULL: in the clear
+    struct secure *secure;        // owned; of this connection
+    struct strbuf wire, plain;    // of `secure`: to be sent; of one read
     uint64_t heard_ms, asked_ms; // last bytes from the peer; last PING since then, 0 = none
 };
 

@@ -45,14 +45,14 @@ struct yaml {
     int64_t *circuit_failures, *circuit_open_ms, *circuit_trials;
     int64_t *retry_percent, *retry_burst_tokens;
     int64_t *prefix_blocks, *queue_limit, *default_deadline_ms, *grace_ms, *retention_ms, *retain_limit;
-    char *state, *store, *name, *cluster, *cluster_key, *advertise, *copies;
+    char *state, *store, *name, *cluster, *cluster_key, *client_key, *advertise, *copies;
     int64_t *lease_ms;
     char *probe_prompt;
     int64_t *probe_interval_ms, *probe_timeout_ms, *probe_failures, *probe_tokens;
     int64_t *quarantine_ms, *quarantine_percent, *trial_ms, *flap_limit, *slow_ms, *slow_factor;
     int64_t *ageing_ms, *ageing_band, *preempt_limit;
     char *tenant_from;
-    bool *require_key;
+    bool *require_key, *trust_network;
     struct yaml_tenant *tenants;
     unsigned tenants_count;
     struct yaml_breaker *breakers;
@@ -159,6 +159,9 @@ static const cyaml_schema_field_t fields[] = {
     TEXT(state),
     TEXT(store),
     TEXT(cluster_key),
+    TEXT(client_key),
+    CYAML_FIELD_BOOL_PTR("trust_network", CYAML_FLAG_POINTER | CYAML_FLAG_OPTIONAL, struct yaml,
+                         trust_network),
     TEXT(name),
     TEXT(cluster),
     TEXT(advertise),
@@ -499,6 +502,8 @@ enum status coordinator_config_load(const char *path, struct coordinator_config 
         replace(&next.state, y->state);
         replace(&next.store, y->store);
         replace(&next.cluster_key, y->cluster_key);
+        replace(&next.client_key, y->client_key);
+        next.trust_network = y->trust_network && *y->trust_network;
         replace(&next.name, y->name);
         replace(&next.cluster, y->cluster);
         replace(&next.advertise, y->advertise);
@@ -534,6 +539,7 @@ void coordinator_config_finish(struct coordinator_config *c)
     free(c->state);
     free(c->store);
     free(c->cluster_key);
+    free(c->client_key);
     free(c->name);
     free(c->cluster);
     free(c->advertise);

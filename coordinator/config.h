@@ -31,6 +31,8 @@ struct coordinator_config {
     char *name, *cluster;  // owned; of this coordinator; of what is served together
     char *state;           // owned; file of what operators changed, without a store; NULL = none
     char *cluster_key;     // owned; file (proto/secure.h); NULL = nodes and coordinators show nothing
+    char *client_key;      // owned; the same for clients of the RPC
+    bool trust_network;    // no cluster_key, though other hosts reach the rpc port
     char *advertise;       // owned; host by which others reach this one; NULL = as in http and rpc
     enum copy_mode copies; // to a standby
     char *datacenter;      // owned; of this coordinator

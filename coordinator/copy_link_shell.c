@@ -186,7 +186,7 @@ struct copy_link *copy_link_open(const struct copy_link_args *args)
     l->args = *args;
     l->heard_us = shell_now_us();
     wire_decoder_init(&l->in, 0);
-    if (args->shell->domain)
+    if (args->shell->cfg->cluster_key)
         l->secure = secure_open(args->shell->domain, false);
     uv_tcp_init(&args->shell->loop, &l->tcp);
     l->tcp.data = l->connecting.data = l;

@@ -738,6 +738,8 @@ enum status coordinator_run(const struct coordinator_config *cfg, struct errmsg 
         st = first_core(s, err);
     if (!st && cfg->cluster_key)
         st = secure_domain_open(cfg->cluster_key, &s->domain, err);
+    if (!st && cfg->client_key)
+        st = secure_domain_client(cfg->client_key, "client_key", &s->domain, err);
     if (!st)
         st = rpc_server_open(s, &s->rpc_port, err);
     if (!st)

@@ -256,7 +256,7 @@ static bool open_seal(struct rpc_conn *c, const char **bytes, size_t *n)
 // Whether it may speak as one of the cluster.
 static bool is_kin(const struct rpc_conn *c)
 {
-    return !c->server->shell->domain || (c->secure && secure_is_up(c->secure));
+    return !c->server->shell->cfg->cluster_key || (c->secure && secure_is_kin(c->secure));
 }
 
 static void on_read(uv_stream_t *stream, ssize_t n, const uv_buf_t *buf)
@@ -348,6 +348,11 @@ void rpc_conn_frames(struct rpc_conn *c)
         if (c->role == RPC_CONN_NEW && f.type >= RPC_GENERATE)
             c->role = RPC_CONN_CLIENT;
         const struct shell *shell = c->server->shell;
+        if (c->role == RPC_CONN_CLIENT && shell->cfg->client_key && !c->secure) {
+            errmsg_set(&err, STATUS_LINK_PROTOCOL, "a client without the client_key");
+            broken(c, STATUS_LINK_PROTOCOL, &err);
+            return;
+        }
         if (c->role == RPC_CONN_CLIENT ? !copies_serving(shell) : !copies_leading(shell)) {
             if (c->role == RPC_CONN_NEW)
                 copies_knocked(c->server->shell);
@@ -459,12 +464,17 @@ enum status rpc_server_open(struct shell *s, uint16_t *port_out, struct errmsg *
     r->listener.data = r;
     enum status st =
         shell_listen(s, &r->listener, "rpc", s->cfg->rpc, on_connection, port_out, err);
-    if (!st && !s->domain && !is_loopback(&r->listener))
-        log_warn(
-            "coordinator: rpc: %s can be reached from other hosts and there is no cluster_key: "
-            "whoever reaches it can join as a node",
-            s->cfg->rpc);
-    return st;
+    if (st || s->cfg->cluster_key || is_loopback(&r->listener))
+        return st;
+    if (!s->cfg->trust_network)
+        return errmsg_set(err, STATUS_BAD_CONFIG,
+                          "rpc: %s can be reached from other hosts, and without a cluster_key "
+                          "whoever reaches it could join as a node and read every prompt; set "
+                          "cluster_key, or, where the network keeps others out, trust_network: true",
+                          s->cfg->rpc);
+    log_warn("coordinator: rpc: %s can be reached from other hosts, and there is no cluster_key",
+             s->cfg->rpc);
+    return STATUS_OK;
 }
 
 void rpc_server_close(struct rpc_server *r)

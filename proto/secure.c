@@ -14,22 +14,27 @@
 #include "base/mem.h"
 
 enum { PSK_BYTES = 32, PIECE = 16 << 10 };
-static const char identity[] = "hadal cluster";
+
+enum key { KEY_CLUSTER, KEY_CLIENT, KEYS };
+static const char *const identities[KEYS] = {"hadal cluster", "hadal client"};
 
 struct secure_domain {
     SSL_CTX *ctx;
-    unsigned char psk[PSK_BYTES];
+    bool has[KEYS];
+    unsigned char psk[KEYS][PSK_BYTES];
 };
 
 struct secure {
     SSL *ssl;
     BIO *in, *out; // owned by ssl
+    enum key key;  // that the peer has, once up
     bool up;
 };
 
 // ---- the key
 
-static enum status key_text(const char *file, char *text, size_t *n_out, struct errmsg *e)
+static enum status key_text(const char *file, const char *setting, char *text, size_t *n_out,
+                            struct errmsg *e)
 {
     FILE *f = fopen(file, "re");
     struct stat st;
@@ -37,13 +42,13 @@ static enum status key_text(const char *file, char *text, size_t *n_out, struct 
         int err = errno;
         if (f)
             fclose(f);
-        return errmsg_set(e, STATUS_BAD_CONFIG, "cluster_key: %s: %s", file, strerror(err));
+        return errmsg_set(e, STATUS_BAD_CONFIG, "%s: %s: %s", setting, file, strerror(err));
     }
     size_t n = fread(text, 1, SECURE_KEY_MAX + 1, f);
     fclose(f);
     if (S_ISREG(st.st_mode) && (st.st_mode & 077))
         return errmsg_set(e, STATUS_BAD_CONFIG,
-                          "cluster_key: %s may be read or written by others (mode %03o): chmod 600",
+                          "%s: %s may be read or written by others (mode %03o): chmod 600", setting,
                           file, (unsigned)(st.st_mode & 0777));
     size_t from = 0;
     while (n && strchr(" \t\r\n", text[n - 1]))
@@ -55,22 +60,22 @@ static enum status key_text(const char *file, char *text, size_t *n_out, struct 
     if (*n_out < SECURE_KEY_MIN || *n_out > SECURE_KEY_MAX)
         return errmsg_set(
             e, STATUS_BAD_CONFIG,
-            "cluster_key: %s has %s%zu characters; %d to %d are wanted, as in `head -c "
-            "32 /dev/urandom | base64`",
-            file, *n_out > SECURE_KEY_MAX ? "more than " : "",
+            "%s: %s has %s%zu characters; %d to %d are wanted, as in `head -c 32 /dev/urandom | "
+            "base64`",
+            setting, file, *n_out > SECURE_KEY_MAX ? "more than " : "",
             *n_out > SECURE_KEY_MAX ? (size_t)SECURE_KEY_MAX : *n_out, SECURE_KEY_MIN,
             SECURE_KEY_MAX);
     return STATUS_OK;
 }
 
 // A TLS 1.3 session that never was: how OpenSSL takes an external key.
-static SSL_SESSION *session_of(SSL *ssl)
+static SSL_SESSION *session_of(SSL *ssl, enum key key)
 {
     static const unsigned char aes128[2] = {0x13, 0x01};
     struct secure_domain *d = SSL_CTX_get_app_data(SSL_get_SSL_CTX(ssl));
     const SSL_CIPHER *cipher = SSL_CIPHER_find(ssl, aes128);
     SSL_SESSION *s = SSL_SESSION_new();
-    if (!s || !cipher || !SSL_SESSION_set1_master_key(s, d->psk, sizeof d->psk) ||
+    if (!s || !cipher || !SSL_SESSION_set1_master_key(s, d->psk[key], PSK_BYTES) ||
         !SSL_SESSION_set_cipher(s, cipher) ||
         !SSL_SESSION_set_protocol_version(s, TLS1_3_VERSION)) {
         SSL_SESSION_free(s);
@@ -82,37 +87,58 @@ static SSL_SESSION *session_of(SSL *ssl)
 static int on_use(SSL *ssl, const EVP_MD *md, const unsigned char **id, size_t *id_n,
                   SSL_SESSION **session)
 {
-    *id = (const unsigned char *)identity;
-    *id_n = sizeof identity - 1;
-    *session = session_of(ssl);
+    struct secure *s = SSL_get_app_data(ssl);
+    struct secure_domain *d = SSL_CTX_get_app_data(SSL_get_SSL_CTX(ssl));
+    s->key = d->has[KEY_CLUSTER] ? KEY_CLUSTER : KEY_CLIENT;
+    *id = (const unsigned char *)identities[s->key];
+    *id_n = strlen(identities[s->key]);
+    *session = session_of(ssl, s->key);
     return *session != NULL;
 }
 
 static int on_find(SSL *ssl, const unsigned char *id, size_t id_n, SSL_SESSION **session)
 {
-    bool ours = id_n == sizeof identity - 1 && !memcmp(id, identity, id_n);
-    *session = ours ? session_of(ssl) : NULL;
+    struct secure *s = SSL_get_app_data(ssl);
+    const struct secure_domain *d = SSL_CTX_get_app_data(SSL_get_SSL_CTX(ssl));
+    *session = NULL;
+    for (enum key k = 0; k < KEYS; k++)
+        if (d->has[k] && id_n == strlen(identities[k]) && !memcmp(id, identities[k], id_n)) {
+            s->key = k;
+            *session = session_of(ssl, k);
+        }
     return 1; // without a session the handshake goes on, and ends for want of a certificate
 }
 
-enum status secure_domain_open(const char *file, struct secure_domain **out, struct errmsg *e)
+static enum status set_key(struct secure_domain *d, enum key key, const char *file,
+                           const char *setting, struct errmsg *e)
 {
     char text[SECURE_KEY_MAX + 1];
     size_t n = 0;
-    enum status s = key_text(file, text, &n, e);
-    if (s != STATUS_OK)
-        return s;
-    struct secure_domain *d = mem_zalloc(1, sizeof *d);
     unsigned digest_n = 0;
+    enum status s = key_text(file, setting, text, &n, e);
+    if (s == STATUS_OK && !EVP_Digest(text, n, d->psk[key], &digest_n, EVP_sha256(), NULL))
+        s = errmsg_set(e, STATUS_INTERNAL, "%s: OpenSSL: no SHA-256", setting);
+    OPENSSL_cleanse(text, sizeof text);
+    d->has[key] = s == STATUS_OK;
+    return s;
+}
+
+static enum status make(enum key key, const char *file, const char *setting,
+                        struct secure_domain **out, struct errmsg *e)
+{
+    struct secure_domain *d = mem_zalloc(1, sizeof *d);
+    enum status s = set_key(d, key, file, setting, e);
+    if (s != STATUS_OK) {
+        free(d);
+        return s;
+    }
     d->ctx = SSL_CTX_new(TLS_method());
-    bool ok = d->ctx && EVP_Digest(text, n, d->psk, &digest_n, EVP_sha256(), NULL) &&
-              SSL_CTX_set_min_proto_version(d->ctx, TLS1_3_VERSION) &&
+    bool ok = d->ctx && SSL_CTX_set_min_proto_version(d->ctx, TLS1_3_VERSION) &&
               SSL_CTX_set_ciphersuites(d->ctx, "TLS_AES_128_GCM_SHA256") &&
               SSL_CTX_set_num_tickets(d->ctx, 0);
-    OPENSSL_cleanse(text, sizeof text);
     if (!ok) {
         secure_domain_close(d);
-        return errmsg_set(e, STATUS_INTERNAL, "cluster_key: OpenSSL: %s",
+        return errmsg_set(e, STATUS_INTERNAL, "%s: OpenSSL: %s", setting,
                           ERR_reason_error_string(ERR_get_error()));
     }
     SSL_CTX_set_session_cache_mode(d->ctx, SSL_SESS_CACHE_OFF);
@@ -122,6 +148,17 @@ enum status secure_domain_open(const char *file, struct secure_domain **out, str
     SSL_CTX_set_psk_find_session_callback(d->ctx, on_find);
     *out = d;
     return STATUS_OK;
+}
+
+enum status secure_domain_open(const char *file, struct secure_domain **out, struct errmsg *e)
+{
+    return make(KEY_CLUSTER, file, "cluster_key", out, e);
+}
+
+enum status secure_domain_client(const char *file, const char *setting, struct secure_domain **d,
+                                 struct errmsg *e)
+{
+    return *d ? set_key(*d, KEY_CLIENT, file, setting, e) : make(KEY_CLIENT, file, setting, d, e);
 }
 
 void secure_domain_close(struct secure_domain *d)
@@ -145,6 +182,7 @@ struct secure *secure_open(struct secure_domain *d, bool server)
         fprintf(stderr, "out of memory: a TLS session\n");
         abort();
     }
+    SSL_set_app_data(s->ssl, s);
     SSL_set_bio(s->ssl, s->in, s->out);
     if (server) {
         SSL_set_accept_state(s->ssl);
@@ -252,4 +290,9 @@ enum status secure_seal(struct secure *s, const void *bytes, size_t n, struct st
 bool secure_is_up(const struct secure *s)
 {
     return s->up;
+}
+
+bool secure_is_kin(const struct secure *s)
+{
+    return s->up && s->key == KEY_CLUSTER;
 }

@@ -23,6 +23,11 @@ struct secure;        // one end of a connection
 // The key is the text of a file, white space at its ends aside. BAD_CONFIG, with the file's name,
 // when it cannot be read, is too short or too long, or others than its owner may read it.
 enum status secure_domain_open(const char *file, struct secure_domain **out, struct errmsg *e);
+// Clients of the RPC have a key of their own, so that who has it is no node. With *d NULL a domain
+// of that key alone is made; else a server of *d takes connections with either. `setting`: what the
+// file is called in messages.
+enum status secure_domain_client(const char *file, const char *setting, struct secure_domain **d,
+                                 struct errmsg *e);
 void secure_domain_close(struct secure_domain *d); // NULL is fine; its connections must be gone
 
 struct secure *secure_open(struct secure_domain *d, bool server);
@@ -39,3 +44,5 @@ enum status secure_feed(struct secure *s, const void *bytes, size_t n, struct st
 enum status secure_seal(struct secure *s, const void *bytes, size_t n, struct strbuf *wire);
 // The handshake is over: the peer has the key.
 bool secure_is_up(const struct secure *s);
+// And it is the cluster's, not the clients'.
+bool secure_is_kin(const struct secure *s);

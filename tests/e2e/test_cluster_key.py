@@ -65,6 +65,36 @@ def test_strangers_do_not_join(cluster, tmp_path, key):
     assert not [s.error for s in run_streams(cluster, 30) if s.error]
 
 
+def test_clients_with_a_key_of_their_own(pair, tmp_path, lib):  # noqa: F811
+    """Who has it is served, without it nobody is; and it makes nobody a node."""
+    mine, cluster_key = key_file(tmp_path, "mine", "k" * 40), key_file(tmp_path, "cluster")
+    p, err = pair(f"file:{tmp_path}/lock", *MOCK, "--cluster-key", cluster_key, cluster_key=cluster_key, client_key=mine), Error()
+    both = ",".join(f"127.0.0.1:{p.rpc[n]}" for n in p.names)
+    options = (ctypes.c_uint32 * 3)(2000, 1500, 0)  # tries for 1.5 s
+    q = request("count as far as you can", 30)
+    got = []
+    for key in (mine, key_file(tmp_path, "wrong", "w" * 40), None):
+        url = f"hadal://{both}" + (f"?key_file={key}" if key else "")
+        c = ctypes.c_void_p(lib.hadal_open(url.encode(), ctypes.byref(options), ctypes.byref(err)))
+        assert c.value, err.text
+        s = lib.hadal_generate(c, ctypes.byref(q), ctypes.byref(err))
+        try:
+            got.append(read(lib, s)[2])
+        except AssertionError as e:
+            got.append(str(e))
+        lib.hadal_close(c)
+    assert got[0] == 30 and all(isinstance(g, str) for g in got[1:]), got
+    assert "without the client_key" in log(p)
+    p.start("stranger", "node", "--name", "stranger", "--coordinator", both, *MOCK, "--cluster-key", mine)
+    wait_for("it is told why", lambda: "has not our cluster_key" in log(p), 20)
+
+
+def test_open_to_others_without_a_key(tmp_path):
+    (tmp_path / "c.yaml").write_text(f'model: {SAMPLE}\nhttp: "127.0.0.1:{free_port()}"\nrpc: "0.0.0.0:{free_port()}"\n')
+    r = subprocess.run([HADAL, "coordinator", "--config", str(tmp_path / "c.yaml")], capture_output=True, text=True, timeout=20)
+    assert r.returncode == 1 and "cluster_key" in r.stderr and "trust_network" in r.stderr, r
+
+
 @pytest.mark.parametrize("said", [b"\x16\x03\x01\x00\x05hello", b"\x16", b"\x16" * 70000], ids=["record", "byte", "long"])
 def test_what_is_no_handshake(cluster, said):
     leader = cluster.ready()

@@ -21,18 +21,21 @@ class Datacenters(Pair):
     def __init__(self, folder, net=None, seqs=32, distance=40):
         self.folder, self.processes, self.names, self.net = folder, {}, "ew", net
         self.log = open(folder / "log", "w")
+        self.key = folder / "key"
+        self.key.write_text("dGhlIGtleSBvZiB0aGUgY2x1c3RlciBvZiB0aGUgdGVzdHM=\n")
+        self.key.chmod(0o600)
         ports = {n: (8000, 7070) if net else (free_port(), free_port()) for n in "ew"}
         self.http, self.rpc = {n: ports[n][0] for n in "ew"}, {n: ports[n][1] for n in "ew"}
         known = ", ".join(f"{{name: {long}, rpc: '{self.host(n)}:{self.rpc[n]}', distance_ms: {distance}}}"
                           for n, long in (("e", "east"), ("w", "west")))
         for n, long in (("e", "east"), ("w", "west")):
             keys = {"http": f'"{self.host(n)}:{self.http[n]}"', "rpc": f'"{self.host(n)}:{self.rpc[n]}"', "model": SAMPLE,
-                    "replicas": 1, "name": n, "datacenter": long, "datacenters": f"[{known}]", "grace_ms": 30000}
+                    "replicas": 1, "name": n, "cluster_key": self.key, "datacenter": long, "datacenters": f"[{known}]", "grace_ms": 30000}
             (folder / f"{n}.yaml").write_text("".join(f"{k}: {v}\n" for k, v in keys.items()))
             self.run_on(n, n, [HADAL, "coordinator", "--config", str(folder / f"{n}.yaml")])
             self.run_on(n, f"node-{n}", [HADAL, "node", "--name", f"n{n}", "--coordinator", f"{self.host(n)}:{self.rpc[n]}",
                                          "--engine", "mock", "--mock-step-us", "12000", "--threads", "1",
-                                         "--max-seqs", str(seqs if n == "e" else 32)])
+                                         "--cluster-key", str(self.key), "--max-seqs", str(seqs if n == "e" else 32)])
         wait_for("both serve and know each other", lambda: all(self.knows(n) for n in "ew"), 40)
 
     def host(self, n):
