@@ -221,7 +221,9 @@ void admin_nodes_json(const struct admin_view *v, struct strbuf *out)
     struct list l = {.view = v, .out = out};
     strbuf_puts(out, "{\"nodes\":[");
     coord_each_node(v->core, add_node, &l);
-    strbuf_puts(out, "]}");
+    struct coord_nodes n;
+    coord_nodes(v->core, &n);
+    strbuf_printf(out, "],\"wanted\":%u,\"spare\":%u}", n.wanted, n.spare);
 }
 
 static bool add_replica(void *arg, const struct coord_replica_view *r)

@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "base/config.h"
+#include "coordinator/config_elastic.h"
 #include "base/limits.h"
 #include "base/mem.h"
 
@@ -55,6 +56,7 @@ struct yaml {
     bool *require_key, *trust_network;
     struct yaml_tenant *tenants;
     unsigned tenants_count;
+    struct yaml_elastic *elastic;
     struct yaml_breaker *breakers;
     unsigned breakers_count;
     char *datacenter;
@@ -189,6 +191,8 @@ static const cyaml_schema_field_t fields[] = {
                          require_key),
     CYAML_FIELD_SEQUENCE("tenants", CYAML_FLAG_POINTER | CYAML_FLAG_OPTIONAL, struct yaml, tenants,
                          &tenant_schema, 0, TENANTS),
+    CYAML_FIELD_MAPPING_PTR("elastic", CYAML_FLAG_POINTER | CYAML_FLAG_OPTIONAL, struct yaml,
+                            elastic, config_elastic_fields),
     CYAML_FIELD_SEQUENCE("breakers", CYAML_FLAG_POINTER | CYAML_FLAG_OPTIONAL, struct yaml,
                          breakers, &breaker_schema, 0, BREAKERS),
     CYAML_FIELD_SEQUENCE("bands", CYAML_FLAG_POINTER | CYAML_FLAG_OPTIONAL, struct yaml, bands,
@@ -218,6 +222,7 @@ void coordinator_config_default(struct coordinator_config *c)
         .datacenter = mem_strdup("main"),
         .copies = COPY_SYNC,
         .lease_ms = 3000,
+        .hook_timeout_ms = 30000,
         .http_connections = 8192,
         .rpc_connections = 8192,
         .idle_ms = 75 * 1000,
@@ -519,6 +524,8 @@ enum status coordinator_config_load(const char *path, struct coordinator_config 
             s = take_copies(path, y->copies, &next.copies, err);
         if (!s)
             s = take_breakers(path, y, &next, err);
+        if (!s)
+            s = config_elastic_take(path, y->elastic, &next, err);
     }
     config_free(&schema, data);
     if (s) {
@@ -553,6 +560,9 @@ void coordinator_config_finish(struct coordinator_config *c)
         free((char *)c->tenants[i].name);
     free(c->tenants);
     free(c->breakers);
+    for (unsigned i = 0; i < c->hook_n; i++)
+        free(c->hook[i]);
+    free(c->hook);
     identity_finish(&c->identity);
     *c = (struct coordinator_config){.ready_fd = -1};
 }

@@ -39,6 +39,9 @@ struct coordinator_config {
     struct config_datacenter *datacenters; // owned; all, or the others (far.h)
     uint32_t datacenters_n;
     uint32_t lease_ms;     // of the leadership, in etcd
+    char **hook;              // owned: a program and its first arguments (hook_shell.h); NULL = none
+    unsigned hook_n;
+    uint32_t hook_timeout_ms;
     uint32_t http_connections, rpc_connections; // open at once; more are closed at once
     uint32_t idle_ms;        // an HTTP connection without a request for longer is closed
     uint32_t write_stall_ms; // a client that takes nothing for longer is closed

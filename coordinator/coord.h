@@ -550,6 +550,7 @@ struct coord_stats {
     uint64_t fences, forms, forms_failed;
     uint64_t probes, probes_failed, quarantines;
     uint64_t rollouts, rollouts_done, rollouts_reverted; // begun; of them how they ended
+    uint64_t scaled; // times that the number of a pool's replicas was changed by the load
     uint64_t loans; // replicas lent to an old version for requests that are bound to it
     uint32_t transferring;                    // transfers under way
     uint64_t transfers[COORD_TRANSFER_ENDS];  // that ended, by why
@@ -612,6 +613,7 @@ struct coord_rollout_view {
     int agree_percent, score_from_milli, score_to_milli; // -1 = not known
     const struct rollout_figures *from_figures, *to_figures; // NULL = there was none
 };
+void coord_nodes(const struct coord *c, struct coord_nodes *out);
 void coord_rollout(const struct coord *c, struct coord_rollout_view *out);
 const char *coord_state(const struct coord *c); // as told last; "" = nothing was changed
 uint64_t coord_state_revision(const char *text); // grows with each change; 0 = no state

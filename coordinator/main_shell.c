@@ -16,6 +16,7 @@
 
 #include "base/mem.h"
 #include "coordinator/copy_shell.h"
+#include "coordinator/hook_shell.h"
 #include "coordinator/state_file.h"
 #include "coordinator/shadow.h"
 #include "proto/secure.h"
@@ -215,6 +216,8 @@ static void act(struct shell *s, const struct coord_action *a)
         on_state(s, a);
         break;
     case COORD_NODES:
+        if (copies_leading(s))
+            hook_call(s->hook);
         break;
     case COORD_TRACE:
         log_write(a->trace.level, "%s", a->trace.text);
@@ -748,10 +751,12 @@ enum status coordinator_run(const struct coordinator_config *cfg, struct errmsg 
         st = copies_open(s, err);
     if (!st) {
         start_handles(s);
+        s->hook = hook_open(s);
         tell_addresses(s);
         uv_run(&s->loop, UV_RUN_DEFAULT);
         log_info("coordinator: stopped");
     }
+    hook_close(s->hook);
     copies_close(s->copies);
     // The process ends after this: sockets and timers that libuv and libh2o still hold go with it.
     rpc_server_close(s->rpc);

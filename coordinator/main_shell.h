@@ -75,6 +75,7 @@ struct shell {
     size_t text_jobs, text_bytes; // on worker threads
 
     struct secure_domain *domain; // NULL: no cluster_key
+    struct hook *hook;     // NULL: none is configured
     struct copies *copies; // NULL: this is the only coordinator
     struct rpc_server *rpc;
     struct http_server *http;

@@ -22,7 +22,8 @@ static void look(struct coord *c, struct pool *p)
         .places = p->credits,
         .load = p->load + waiting,
         .queued = waiting,
-        .wait_ms = p->load < p->credits && !waiting
+        // While none serves more would not help: what there is must come up first.
+        .wait_ms = !p->warm_n || (p->load < p->credits && !waiting)
                        ? 0
                        : (uint32_t)(notices_wait_us(p, 0, waiting + 1) / 1000),
     };
@@ -33,6 +34,7 @@ static void look(struct coord *c, struct pool *p)
                "%s: %u replicas are wanted, not %u: who comes now waits %u ms, %u of "
                "%u places are taken",
                p->set.name, n, p->wanted, k.wait_ms, k.load, k.places);
+    c->stats.scaled++;
     pool_scale(c, p, n);
 }
 
@@ -52,17 +54,23 @@ uint32_t scaling_nodes_wanted(const struct coord *c)
     return n;
 }
 
+void coord_nodes(const struct coord *c, struct coord_nodes *out)
+{
+    struct coord_nodes n = {.wanted = scaling_nodes_wanted(c)};
+    for (const struct member *m = c->members; m; m = m->next)
+        n.connected += m->conn != 0;
+    uint32_t over = n.connected > n.wanted ? n.connected - n.wanted : 0;
+    n.spare = over < c->free_n ? over : c->free_n;
+    *out = n;
+}
+
 // Told when it changes: the shell calls a program for it.
 void scaling_tell(struct coord *c)
 {
     if (!c->cfg.elastic.max && !c->cfg.tell_nodes)
         return;
-    struct coord_nodes n = {.wanted = scaling_nodes_wanted(c)};
-    const struct member *m;
-    for (m = c->members; m; m = m->next)
-        n.connected += m->conn != 0;
-    uint32_t over = n.connected > n.wanted ? n.connected - n.wanted : 0;
-    n.spare = over < c->free_n ? over : c->free_n;
+    struct coord_nodes n;
+    coord_nodes(c, &n);
     if (n.wanted == c->nodes_told.wanted && n.spare == c->nodes_told.spare &&
         (n.connected < n.wanted) == (c->nodes_told.connected < c->nodes_told.wanted))
         return;

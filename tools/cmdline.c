@@ -274,3 +274,21 @@ const char *cmdline_style(FILE *to, enum cmdline_style s)
     const char *no = getenv("NO_COLOR");
     return isatty(fileno(to)) && (!no || !*no) ? code[s] : "";
 }
+
+bool cmdline_range(const char *text, int64_t *lo, int64_t *hi)
+{
+    char *end;
+    errno = 0;
+    long long a = strtoll(text, &end, 10), b = a;
+    bool ok = end != text;
+    if (ok && !strncmp(end, "..", 2)) {
+        const char *second = end + 2;
+        b = strtoll(second, &end, 10);
+        ok = end != second;
+    }
+    if (!ok || *end || errno || a > b)
+        return false;
+    *lo = a;
+    *hi = b;
+    return true;
+}

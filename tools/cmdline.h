@@ -27,6 +27,9 @@ enum cmdline_kind {
     CMDLINE_LIST,   // struct cmdline_list *: may be given several times
 };
 
+// "2..5", or "3" for both; false: it is neither, or the wrong way round.
+bool cmdline_range(const char *text, int64_t *lo, int64_t *hi);
+
 enum { CMDLINE_LIST_MAX = 64 };
 struct cmdline_list {
     const char *v[CMDLINE_LIST_MAX]; // borrow argv

@@ -13,7 +13,7 @@
 #include "tools/cmdline.h"
 
 struct options {
-    const char *config, *http, *rpc, *model, *model_name, *transport, *name, *store;
+    const char *config, *http, *rpc, *model, *model_name, *transport, *name, *store, *elastic;
     int64_t replicas, prefill, decode, stages, tensor, grace_ms, retention_ms, ready_fd;
 };
 
@@ -43,6 +43,8 @@ static int parse(struct options *o, int argc, char **argv)
          .min = 1, .max = COORD_MAX_REPLICAS},
         {"--prefill", CMDLINE_INT, &o->prefill, "P",
          .help = "of the replicas, for long prompts; default 0", .max = COORD_MAX_REPLICAS},
+        {"--elastic", CMDLINE_STRING, &o->elastic, "MIN..MAX",
+         .help = "replicas come and go with the load, within this"},
         {"--decode", CMDLINE_INT, &o->decode, "D", .help = "of the replicas, for decoding; default 0",
          .max = COORD_MAX_REPLICAS},
         {"--stages", CMDLINE_INT, &o->stages, "S", .help = "pipeline stages of each; default 1",
@@ -106,6 +108,21 @@ static void override_all(struct coordinator_config *c, const struct options *o)
             c->core.transport = (enum transport_choice)i;
 }
 
+static bool take_elastic(struct coordinator_config *c, const char *range)
+{
+    int64_t lo, hi;
+    if (!range)
+        return true;
+    if (!cmdline_range(range, &lo, &hi) || lo < 1 || hi > COORD_MAX_REPLICAS) {
+        fprintf(stderr, "hadal coordinator: --elastic '%.40s' is not MIN..MAX in 1..%d\n", range,
+                COORD_MAX_REPLICAS);
+        return false;
+    }
+    c->core.elastic.min = (uint32_t)lo;
+    c->core.elastic.max = (uint32_t)hi;
+    return true;
+}
+
 int cmd_coordinator(int argc, char **argv)
 {
     struct options o = {.replicas = -1,
@@ -133,6 +150,10 @@ int cmd_coordinator(int argc, char **argv)
         }
     }
     override_all(&cfg, &o);
+    if (!take_elastic(&cfg, o.elastic)) {
+        coordinator_config_finish(&cfg);
+        return CMD_USAGE;
+    }
     if (!s)
         s = coordinator_config_check(&cfg, &err);
     if (!s)

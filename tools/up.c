@@ -49,6 +49,8 @@ static int parse(struct up_options *o, int argc, char **argv)
          .help = "copies that compute long prompts for the others (0)"},
         {"--decode", CMDLINE_INT, &o->decode, "D", .max = UP_NODES_MAX,
          .help = "copies that decode; with --prefill and no --replicas, R = P + D"},
+        {"--elastic", CMDLINE_STRING, &o->elastic, "MIN..MAX",
+         .help = "so many copies as the load asks for; nodes are started and stopped"},
         {"--stages", CMDLINE_INT, &o->stages, "S", .min = 1, .max = LIMIT_STAGES,
          .help = "pipeline stages of each (1)"},
         {"--tensor", CMDLINE_INT, &o->tensor, "T", .min = 1, .max = LIMIT_TENSOR,
@@ -118,7 +120,7 @@ static int64_t count_devices(const struct up_options *o)
 // Says what does not fit and returns false.
 static bool check(struct up_options *o)
 {
-    int64_t nodes = o->replicas * o->stages * o->tensor;
+    int64_t nodes = o->replicas_max * o->stages * o->tensor;
     struct stat st;
     if (nodes > UP_NODES_MAX)
         fprintf(stderr, "hadal up: %lld nodes; at most %d on one host\n", (long long)nodes,
@@ -159,7 +161,13 @@ int cmd_up(int argc, char **argv)
     if (rc == CMDLINE_GO) {
         if (o.replicas == 0)
             o.replicas = o.prefill + o.decode > 1 ? o.prefill + o.decode : 1;
-        int64_t nodes = o.replicas * o.stages * o.tensor;
+        if (!o.elastic) {
+            o.replicas_max = o.replicas;
+        } else if (!cmdline_range(o.elastic, &o.replicas, &o.replicas_max) || o.replicas < 1) {
+            fprintf(stderr, "hadal up: --elastic '%.40s' is not MIN..MAX\n", o.elastic);
+            return CMD_USAGE;
+        }
+        int64_t nodes = o.replicas_max * o.stages * o.tensor;
         o.devices = count_devices(&o);
         if (o.threads == 0)
             o.threads = cores() > nodes ? cores() / nodes : 1;

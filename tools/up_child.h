@@ -19,6 +19,7 @@ struct child {
     pid_t pid;           // 0 = not running
     int64_t started_ms;
     int64_t restart_at_ms; // while not running; 0 = stays down
+    bool leaves;           // was told to end: not started again
     int quick_ends;        // ends in a row soon after the start
     int restarts;
     int64_t ill_since_ms; // the coordinator calls it lost or stuck since; 0 = it does not

@@ -42,6 +42,7 @@ struct up {
     } coordinators[UP_COORDINATORS_MAX];
     char store[PATH_MAX]; // of who leads: a file; "" where there is one coordinator
     int signals;          // signalfd
+    json_t *nodes;        // as just told; borrowed while on_nodes and on_wanted run
     struct cmdline_progress bar;
     int64_t started_ms;
     bool nodes_started, was_ready, stop, failed, interrupted_twice;
@@ -114,6 +115,8 @@ static void plan_coordinator(struct up *u, int i)
     child_option_int(c, "--decode", o->decode);
     child_option_int(c, "--stages", o->stages);
     child_option_int(c, "--tensor", o->tensor);
+    if (o->elastic)
+        child_option(c, "--elastic", o->elastic);
     child_option(c, "--transport", o->transport);
     listen_option(c, "--http", u->coordinators[i].http);
     listen_option(c, "--rpc", u->coordinators[i].rpc);
@@ -171,7 +174,8 @@ static void plan_node(struct up *u, int i)
 
 static void start_nodes(struct up *u)
 {
-    for (int i = u->coordinators_n; i < u->n; i++)
+    int first_n = u->coordinators_n + (int)(u->o->replicas * u->o->stages * u->o->tensor);
+    for (int i = u->coordinators_n; i < first_n; i++)
         if (child_start(&u->children[i]) != STATUS_OK)
             u->failed = u->stop = true;
 }
@@ -218,9 +222,16 @@ static void restart_due(struct up *u)
 static void reap(struct up *u)
 {
     struct child_end end;
-    for (int i = 0; i < u->n; i++)
-        if (child_reap(&u->children[i], &end) && !u->stop)
-            on_end(u, &u->children[i], &end);
+    for (int i = 0; i < u->n; i++) {
+        struct child *c = &u->children[i];
+        if (!child_reap(c, &end) || u->stop)
+            continue;
+        if (c->leaves)
+            c->restart_at_ms = 0;
+        else
+            on_end(u, c, &end);
+        c->leaves = false;
+    }
 }
 
 // ---- what the coordinator tells -----------------------------------------------------------------
@@ -274,6 +285,7 @@ static void on_nodes(void *user, json_t *nodes)
     json_t *node;
     size_t i;
     int64_t now = cmdline_now_ms();
+    u->nodes = nodes;
     json_array_foreach(nodes, i, node)
     {
         struct child *c = find_node(u, node);
@@ -290,6 +302,53 @@ static void on_nodes(void *user, json_t *nodes)
             c->ill_since_ms = now;
         }
     }
+}
+
+// Elastic: as many nodes run as the coordinator wants. It says what should be, so nothing is lost when
+// an answer is; a node that is told to end while it is given work after all is a failed forming, which
+// no client sees.
+static void start_some(struct up *u, int64_t wanted)
+{
+    int64_t running = 0;
+    for (int i = u->coordinators_n; i < u->n; i++)
+        running += (u->children[i].pid || u->children[i].restart_at_ms) && !u->children[i].leaves;
+    for (int i = u->coordinators_n; i < u->n && running < wanted; i++) {
+        struct child *c = &u->children[i];
+        if (c->pid || c->restart_at_ms)
+            continue;
+        log_info("node %s is started: %lld are wanted", c->name, (long long)wanted);
+        if (child_start(c) != STATUS_OK)
+            c->restart_at_ms = cmdline_now_ms() + STOP_MS;
+        running++;
+    }
+}
+
+static void stop_some(struct up *u, int64_t spare)
+{
+    json_t *node;
+    size_t i;
+    json_array_foreach(u->nodes, i, node)
+    {
+        const char *state = json_string_value(json_object_get(node, "state"));
+        struct child *c = find_node(u, node);
+        if (!c || !state || strcmp(state, "free") || spare <= 0)
+            continue;
+        spare--; // also of one that is on its way already
+        if (c->leaves)
+            continue;
+        log_info("node %s is stopped: it is not wanted any more", c->name);
+        c->leaves = true;
+        child_signal(c, SIGTERM);
+    }
+}
+
+static void on_wanted(void *user, int64_t wanted, int64_t spare)
+{
+    struct up *u = ((struct up_coordinator *)user)->up;
+    if (!u->o->elastic || !u->was_ready || u->stop)
+        return;
+    start_some(u, wanted);
+    stop_some(u, spare);
 }
 
 // True when a rank could not be formed for a reason that trying again does not mend: the status is
@@ -466,7 +525,8 @@ static int run(struct up *u)
     for (int i = 0; i < u->coordinators_n; i++) {
         struct up_coordinator *k = &u->coordinators[i];
         k->watch = up_watch_open(
-            k->url, &(struct up_watch_handler){on_ready, on_nodes, on_replicas, on_silent, k});
+            k->url, &(struct up_watch_handler){on_ready, on_nodes, on_wanted, on_replicas,
+                                               on_silent, k});
         u->failed |= child_start(&u->children[i]) != STATUS_OK;
     }
     if (!u->failed)
@@ -509,7 +569,7 @@ int up_cluster_run(struct up_options *o)
         snprintf(u.store, sizeof u.store, "%s/hadal-up-%d.leader", tmp && *tmp ? tmp : "/tmp",
                  (int)getpid());
     if (reserve_ports(&u, o)) {
-        int nodes = (int)(o->replicas * o->stages * o->tensor);
+        int nodes = (int)(o->replicas_max * o->stages * o->tensor);
         u.n = u.coordinators_n + nodes;
         u.children = mem_zalloc((size_t)u.n, sizeof *u.children);
         for (int i = 0; i < u.coordinators_n; i++)

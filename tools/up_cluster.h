@@ -7,12 +7,14 @@ enum { UP_NODES_MAX = 512, UP_COORDINATORS_MAX = 9 };
 
 struct up_options {
     const char *model, *backend, *transport, *engine;
+    const char *elastic;        // "MIN..MAX"; NULL = a fixed number
     const char *config;         // of the coordinator; NULL = none
     const char *log_dir;        // NULL = the processes write to our stderr
     int64_t devices;            // GPUs; node i computes on device (i - 1) % devices. 0: not said
     const char *random_weights; // NULL, or their precision
     int64_t replicas, stages, tensor;
     int64_t prefill, decode; // replicas of these roles, among all
+    int64_t replicas_max; // nodes come and go within `replicas` and this; equal: they do not
     int64_t coordinators;
     int64_t http, rpc;                              // ports of the first; 0 = any free one. The others get any
     int64_t threads;                                // of each node

@@ -111,9 +111,14 @@ static void hear_list(struct up_watch *w, const struct question *q)
     bool nodes = q == &w->nodes;
     json_t *reply = json_loadb(q->body.n ? q->body.v : "", q->body.n, 0, NULL);
     json_t *list = admin_list(reply, nodes ? "nodes" : "replicas");
-    if (list && nodes)
+    if (list && nodes) {
         w->handler.nodes(w->handler.user, list);
-    else if (list)
+        const json_t *wanted = json_object_get(reply, "wanted");
+        if (json_is_integer(wanted))
+            w->handler.wanted(w->handler.user, json_integer_value(wanted),
+                              json_integer_value(json_object_get(reply, "spare")));
+    }
+    if (list && !nodes)
         w->handler.replicas(w->handler.user, list);
     json_decref(reply);
 }

@@ -18,6 +18,7 @@ enum up_answer {
 struct up_watch_handler {
     void (*ready)(void *user, enum up_answer answer);
     void (*nodes)(void *user, json_t *nodes);       // array, borrowed
+    void (*wanted)(void *user, int64_t wanted, int64_t spare); // nodes; free ones too many
     void (*replicas)(void *user, json_t *replicas); // the same; asked until it serves
     void (*silent)(void *user, int64_t ms);         // no answer of any kind for so long
     void *user;

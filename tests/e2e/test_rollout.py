@@ -72,7 +72,7 @@ def test_under_streams(start, tmp_path):
     old = answers(cluster)
     folder = version(tmp_path, "two", bits=0x18)
     streams = Streams(cluster)
-    cluster.tool("ctl", "rollout", "start", "--to", folder, "--steps", "30,100", "--dwell", "1", "--min-agree", "0",
+    cluster.tool("ctl", "rollout", "start", "--to", folder, "--steps", "30,100", "--dwell", "0.5", "--min-agree", "0",
                  "--max-ttft", "0", "--max-tpot", "0")
     wait_for("both serve", lambda: rollout(cluster)["percent"] > 0, 60)
     name = next(r for r in cluster.list("replicas") if r["state"] == "ready")["nodes"][0]

@@ -345,6 +345,17 @@ static void script_rollout_broken(struct world *w)
     at(w, 1900, kill_coordinator, 0);
 }
 
+static void elastic(struct world *w)
+{
+    w->opt.coord.elastic = (struct elastic_config){.min = 1,
+                                                   .max = 2,
+                                                   .up = {{200, 1}},
+                                                   .up_n = 1,
+                                                   .down_window_ms = 3000,
+                                                   .down_percent = 60,
+                                                   .hold_ms = 5000};
+}
+
 static void script_lies(struct world *w)
 {
     at(w, 1200, lie, 2);
@@ -400,6 +411,8 @@ static const struct scenario scenarios[] = {
      4, 40, 4500, script_rollout_slow, versions},
     {"rollout-broken", "a version that cannot be loaded, and its coordinator dies meanwhile", 2, 1,
      1, 2, 2, 60, 6000, script_rollout_broken, versions_with_standby},
+    {"elastic", "who comes waits: a replica is added; when it is not needed any more it goes", 1, 1, 1,
+     2, 24, 40, 8000, NULL, elastic},
     {"gives-way", "all places are taken: a request of band 0 gives way to one of band 9", 1, 1, 1,
      1, 8, 60, 2500, script_gives_way, NULL},
     {"re-attach", "one client drops its connection and comes back, one never does", 1, 1, 1, 1, 2,
@@ -460,7 +473,8 @@ static void run(const struct scenario *s, struct strbuf *out, bool print)
     set_up(&w, s);
     world_start(&w);
     add_clients(&w, s);
-    s->script(&w);
+    if (s->script)
+        s->script(&w);
     while (world_step(&w, SIM_MS(s->until_ms)))
         ;
     uint64_t longest = 0;

@@ -39,11 +39,11 @@ static int run_seeds(uint64_t from, uint64_t to, bool trace, uint64_t until_us)
            " requests, %" PRIu64 " tokens, %" PRIu64 " fences, %" PRIu64 " moves, %" PRIu64
            " preemptions, %" PRIu64 " probes, %" PRIu64 " quarantines, %" PRIu64 " lies, %" PRIu64
            " takeovers of %" PRIu64 " requests, %" PRIu64 " rollouts (%" PRIu64 " done, %" PRIu64
-           " taken back, %" PRIu64 " loans), %" PRIu64 " stale messages offered, %" PRIu64
+           " taken back, %" PRIu64 " loans), %" PRIu64 " times scaled, %" PRIu64 " stale messages offered, %" PRIu64
            " KV transfers, %" PRIu64 " handed over, %" PRIu64 " prompts apart, %" PRIu64 " sources of weights named, %.1f s\n",
            to - from, sum.virtual_us / 1000000, sum.steps, sum.requests, sum.tokens, sum.fences,
            sum.moves, sum.preemptions, sum.probes, sum.quarantines, sum.lies, sum.takeovers,
-           sum.restored, sum.rollouts, sum.rollouts_done, sum.rollouts_reverted, sum.loans, sum.stale, sum.transfers, sum.kv_moved, sum.apart, sum.sources,
+           sum.restored, sum.rollouts, sum.rollouts_done, sum.rollouts_reverted, sum.loans, sum.scaled, sum.stale, sum.transfers, sum.kv_moved, sum.apart, sum.sources,
            seconds() - begin);
     return 0;
 }

@@ -188,6 +188,23 @@ static void draw_kv(struct world *w)
     k->kv_retry_ms = (uint32_t)world_between(w, 0, 500);
 }
 
+// Replicas come and go with the load; there are nodes for all of them.
+static void draw_elastic(struct world *w)
+{
+    struct elastic_config *e = &w->opt.coord.elastic;
+    if (w->opt.coord.pools_n || !world_chance(w, 0.3))
+        return;
+    e->min = (uint32_t)world_between(w, 1, w->opt.replicas);
+    e->max = w->opt.replicas;
+    e->up_n = (uint32_t)world_between(w, 1, 3);
+    for (uint32_t i = 0; i < e->up_n; i++)
+        e->up[i] = (struct elastic_step){100 + 400 * i, (uint32_t)world_between(w, 1, 3)};
+    e->up_window_ms = (uint32_t)world_between(w, 0, 1000);
+    e->down_window_ms = (uint32_t)world_between(w, 0, 3000);
+    e->down_percent = (uint32_t)world_between(w, 20, 100);
+    e->hold_ms = (uint32_t)world_between(w, 0, 5000);
+}
+
 static void draw_options(struct world *w)
 {
     struct sim_options *o = &w->opt;
@@ -425,6 +442,7 @@ static void report(const struct world *w, struct swarm_report *sum)
     sum->rollouts_done += s.rollouts_done;
     sum->rollouts_reverted += s.rollouts_reverted;
     sum->loans += s.loans;
+    sum->scaled += s.scaled;
     sum->quarantines += s.quarantines;
     for (size_t i = 0; i < w->clients_n; i++)
         sum->lies += w->clients[i].lies;
@@ -449,6 +467,7 @@ void swarm_run(uint64_t seed, bool print, uint64_t until_us, struct swarm_report
         rollout_draw(&w, s.heal_us);
     else
         draw_pools(&w);
+    draw_elastic(&w);
     w.opt.standby = s.classes[FAULT_COORD];
     w.opt.follower_clients = w.opt.standby && world_chance(&w, 0.7);
     if (w.opt.standby) // an end that is not kept cannot be told by a successor

@@ -317,7 +317,7 @@ void clients_moved(struct world *w); // another coordinator has what was copied
 // ---- swarm.c, golden.c ----
 struct swarm_report {
     uint64_t steps, tokens, requests, moves, preemptions, probes, quarantines, lies, takeovers,
-        restored, fences, stale, sources, virtual_us, transfers, kv_moved, apart, rollouts, rollouts_done, rollouts_reverted, loans;
+        restored, fences, stale, sources, virtual_us, transfers, kv_moved, apart, rollouts, rollouts_done, rollouts_reverted, loans, scaled;
 };
 void swarm_run(uint64_t seed, bool print, uint64_t until_us, struct swarm_report *sum);
 // 0 = all traces are as kept; else the number that differ. bless: write them anew.
