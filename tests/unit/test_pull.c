@@ -658,9 +658,42 @@ static void test_changed_file(void **state)
     rmdir(dir);
 }
 
-int main(void)
+// Where there is an RDMA device: every byte of the sample model, over verbs alone.
+static void over_verbs(void **state)
+{
+    char host[64];
+    const char *hosts = getenv("HADAL_VERBS_HOSTS");
+    snprintf(host, sizeof host, "%.*s", hosts ? (int)strcspn(hosts, ",") : 0, hosts ? hosts : "");
+    struct errmsg e = {0};
+    struct pull_files *files = NULL;
+    const uint64_t fingerprint = fingerprint_of(sample);
+    assert_int_equal(pull_files_open(sample, fingerprint, &files, &e), STATUS_OK);
+    struct pull_server *s = pull_server_open(&(struct pull_server_config){.bind = host});
+    pull_server_publish(s, files);
+    struct weight_source source = {.name = "source",
+                                   .addresses = {"", "", pull_server_addresses(s).verbs}};
+    assert_true(source.addresses.verbs[0]);
+    const struct pull_args a = {.sources = &source,
+                                .sources_n = 1,
+                                .fingerprint = fingerprint,
+                                .bind = host,
+                                .hang_ms = 20000};
+    struct pull *p = NULL;
+    if (pull_open(&a, &p, &e) != STATUS_OK || !same_bytes(pull_folder(p), &e))
+        fail_msg("%s", e.text);
+    const struct pull_stats t = pull_stats_get(p);
+    assert_true(t.bad == 0 && t.lost == 0);
+    pull_close(p);
+    pull_server_close(s);
+}
+
+// "verbs": only over verbs, for tests/rdma-vm.
+int main(int argc, char **argv)
 {
     log_set_level(LOG_OFF);
+    const struct CMUnitTest verbs[] = {cmocka_unit_test(over_verbs)};
+    if (argc > 1 && !strcmp(argv[1], "verbs"))
+        return cmocka_run_group_tests_name("unit/pull verbs", verbs, NULL, NULL);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_goldens),
         cmocka_unit_test(test_sample),
