@@ -18,6 +18,26 @@ PROMPT, CONTEXT = 3000, 3900
 SIZES = {"threads": 1, "kv_tokens": 32768}  # two cores: one for each of two nodes that compute
 
 
+# ---- bytes from pool to pool
+
+def transfer(rounds):
+    """`hadal bench kv`: every figure beside its limit in the same run; medians over the runs."""
+    figures = {}
+    for _ in range(rounds):
+        r = subprocess.run([HADAL, "bench", "kv", "--json"], capture_output=True, text=True, timeout=300, check=True)
+        for line in r.stdout.splitlines():
+            f = json.loads(line)
+            figures.setdefault((f["case"], f["limit"]), []).append((f["value"], f["limit_value"], f["share"]))
+    rows = []
+    for (case, limit), seen in figures.items():
+        mid = [statistics.median(x[k] for x in seen) for k in range(3)]
+        rows.append({"case": case, "runs": rounds, "gb_per_s": round(mid[0], 2), "limit": limit,
+                     "limit_gb_per_s": round(mid[1], 2), "share_median": round(mid[2], 3),
+                     "share_max": round(max(x[2] for x in seen), 3)})
+        print(f"{case}: {mid[0]:.2f} GB/s, x {mid[2]:.2f} of {limit}", flush=True)
+    return rows
+
+
 # ---- the tokens of eight streams beside long prompts
 
 def streams(cluster, seconds, seed):
@@ -130,7 +150,7 @@ def chaos(transport, rounds, seed):
 
 def main():
     parser = argparse.ArgumentParser(prog="tools/bench/kv.sh")
-    parser.add_argument("what", nargs="*", default=["interference", "drain", "chaos"])
+    parser.add_argument("what", nargs="*", default=["transfer", "interference", "drain", "chaos"])
     parser.add_argument("--transport", default="shm,tcp")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=int, default=8)
@@ -139,6 +159,8 @@ def main():
     parser.add_argument("--dry", action="store_true")
     args = parser.parse_args()
     transports = args.transport.split(",")
+    if "transfer" in args.what:
+        write("kv-transfer.csv", transfer(args.rounds), args.dry)
     if "interference" in args.what:
         rows = [interference("together", "shm", {"replicas": 2}, args.rounds, args.seconds)]
         rows += [interference("apart", t, {"prefill": 1, "decode": 1}, args.rounds, args.seconds) for t in transports]
