@@ -101,7 +101,7 @@ static bool judge_level(void *arg, const struct coord_tenant_view *t)
     struct world *w = arg;
     const struct coord_config *k = &w->opt.coord;
     const double grain = 0.01;
-    struct sim_bucket *b = NULL;
+    struct sim_bucket *b = !k->tenants_limit && !strcmp(t->name, "default") ? &w->buckets[0] : NULL;
     for (uint32_t i = 0; i < k->tenants_n && i < SIM_TENANTS; i++)
         if (!strcmp(t->name, k->tenants[i].name))
             b = &w->buckets[i + 1];
@@ -196,6 +196,17 @@ static bool judge_wait(void *arg, const struct coord_request_view *v)
     return true;
 }
 
+// ---- quarantine ----
+
+// It doubles with each one of a node, six times at most, and then it ends.
+static bool judge_quarantine(void *arg, const struct coord_node_view *v)
+{
+    struct world *w = arg;
+    if (v->quarantine_ms > 64ull * w->opt.coord.quarantine_ms)
+        world_fail(w, "node %s is to be kept out for %u ms more", v->name, v->quarantine_ms);
+    return true;
+}
+
 void policy_check(struct world *w, const struct coord_event *ev, const struct coord_actions *out)
 {
     follow_quotas(w, ev, out);
@@ -204,4 +215,5 @@ void policy_check(struct world *w, const struct coord_event *ev, const struct co
     coord_each_tenant(w->coord, judge_level, w);
     judge_share(w, out);
     coord_each_request(w->coord, judge_wait, w);
+    coord_each_node(w->coord, judge_quarantine, w);
 }

@@ -307,7 +307,7 @@ static void figure(const struct report *r, const char *name, double value, const
 {
     printf("  %-44s %14.2f %s\n", name, value, unit);
     if (r->csv)
-        fprintf(r->csv, "%s,%.4f,%s\n", name, value, unit);
+        fprintf(r->csv, "\"%s\",%.4f,%s\n", name, value, unit);
 }
 
 static void report_pauses(const struct report *r)

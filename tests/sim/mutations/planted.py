@@ -22,15 +22,15 @@ PLANTED = [
     ("a request is dispatched twice", "coordinator/replicas.c",
      "    request_move(q, COORD_REQ_QUEUED);\n    request_enqueue(c, q);",
      "    request_move(q, COORD_REQ_QUEUED);\n    request_enqueue(c, q);\n"
-     "    if (c->warm_n > 1 && c->load < c->credits)\n"
-     "        for (uint32_t i = 0; i < c->cfg.replicas; i++)\n"
-     "            if (c->replicas[i].state == COORD_REPLICA_READY) {\n"
-     "                core_send(c, c->replicas[i].ranks[0]->conn,\n"
-     "                          (struct msg){.kind = MSG_DISPATCH,\n"
-     "                                       .dispatch = {c->replicas[i].id, c->replicas[i].epoch,\n"
-     "                                                    request_journal(q)}});\n"
-     "                break;\n"
-     "            }"),
+     "    for (uint32_t i = 0; i < c->replicas_n; i++) {\n"
+     "        const struct replica *r = c->replicas[i];\n"
+     "        if (r->state != COORD_REPLICA_READY)\n"
+     "            continue;\n"
+     "        core_send(c, r->ranks[0]->conn,\n"
+     "                  (struct msg){.kind = MSG_DISPATCH,\n"
+     "                               .dispatch = {r->id, r->epoch, request_journal(q)}});\n"
+     "        break;\n"
+     "    }"),
     ("a preempted request goes on before its lead let go", "coordinator/dispatch.c",
      "    request_move(q, to);\n}",
      "    request_move(q, to);\n"
