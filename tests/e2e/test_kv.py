@@ -3,7 +3,7 @@ context along, and all of it while clients leave and workers die. The tokens are
 
 import pytest
 from cluster import Cluster
-from kv import Chaos, Stream, at_rest, ended, long_prompt, metrics
+from kv_streams import Chaos, Stream, at_rest, ended, long_prompt, metrics
 
 PROMPTS = [long_prompt(n, n) for n in (520, 900)]
 SIZES = {"kv_tokens": 16384, "max_seqs": 8, "threads": 1}

@@ -196,6 +196,10 @@ static void on_token(struct world *w, struct sim_client *c, const struct token_o
     MEM_GROW(c->seen, c->seen_n, c->seen_cap);
     c->seen[c->seen_n++] = t->token;
     uint64_t since = c->last_us ? c->last_us : w->now_us;
+    if (c->last_us && c->id <= w->gaps_of) {
+        MEM_GROW(w->gaps, w->gaps_n, w->gaps_cap);
+        w->gaps[w->gaps_n++] = w->now_us - since;
+    }
     if (w->now_us - since > c->longest_gap_us)
         c->longest_gap_us = w->now_us - since;
     if (!c->first_us)

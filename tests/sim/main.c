@@ -1,5 +1,6 @@
 // tests/sim --seeds A..B        runs seeds A to B-1
 //           --seed N [--trace] [--until SECONDS]
+//           --apart             a measured run: prefill and decode apart
 //           --overload          a measured run with more than the cluster can do
 //           --scale [options]   thousands of nodes, datacenters, 100,000 streams (scale.h)
 //           --scenario NAME     prints a named scenario's trace
@@ -76,6 +77,7 @@ int main(int argc, char **argv)
         {"golden", required_argument, NULL, 'g'},
         {"bless", required_argument, NULL, 'b'},
         {"overload", no_argument, NULL, 'o'},
+        {"apart", no_argument, NULL, 'A'},
         {0},
     };
     uint64_t from = 0, to = 0, until_us = UINT64_MAX / 2;
@@ -96,6 +98,8 @@ int main(int argc, char **argv)
             trace = true;
         } else if (o == 'u') {
             until_us = (uint64_t)(strtod(optarg, NULL) * 1e6);
+        } else if (o == 'A') {
+            return apart_run() ? 0 : 1;
         } else if (o == 'o') {
             return overload_run() ? 0 : 1;
         } else if (o == 'n') {

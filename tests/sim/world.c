@@ -273,6 +273,7 @@ void world_finish(struct world *w)
     coord_destroy(w->coord);
     clients_free(w);
     free(w->conns);
+    free(w->gaps);
     for (size_t i = 0; i < sizeof w->lines / sizeof *w->lines; i++)
         free(w->lines[i]);
     world_current = NULL;

@@ -11,6 +11,7 @@
 //   standby.c  copies, and another coordinator's taking over
 //   faults.c   what goes wrong
 //   swarm.c    sizes and faults drawn from a seed; the run; liveness
+//   apart.c    a measured run: prefill and decode apart
 //   overload.c a measured run with more than the cluster can do
 //   golden.c   named scenarios whose traces in words are kept in traces/
 #pragma once
@@ -193,6 +194,8 @@ struct world {
     uint64_t stale_offered; // messages of an old epoch or connection given to the coordinator
     uint64_t sources_named; // nodes that FORM named for reading weights
     uint64_t steps, tokens;
+    uint64_t gaps_of, *gaps; // owned: between tokens, of the first so many clients
+    size_t gaps_n, gaps_cap;
 
     // Trace in words: the last lines are kept; all are printed when `print`, and scenarios collect.
     bool print, messages;
@@ -324,5 +327,7 @@ void swarm_run(uint64_t seed, bool print, uint64_t until_us, struct swarm_report
 int golden_run(const char *dir, bool bless);
 bool golden_print(const char *name);
 // ---- overload.c ----
+// ---- apart.c ----
+bool apart_run(void); // the same
 bool overload_run(void);            // prints a table; false: a promise is broken
 extern struct world *world_current; // for the handler of SIGABRT

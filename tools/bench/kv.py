@@ -12,7 +12,7 @@ from pathlib import Path
 
 from rig import Cluster, write
 from cluster import HADAL
-from kv import Chaos, Stream, ended, long_prompt, metrics
+from kv_streams import Chaos, Stream, ended, long_prompt, metrics
 
 PROMPT, CONTEXT = 3000, 3900
 SIZES = {"threads": 1, "kv_tokens": 32768}  # two cores: one for each of two nodes that compute
@@ -152,6 +152,7 @@ def main():
     parser = argparse.ArgumentParser(prog="tools/bench/kv.sh")
     parser.add_argument("what", nargs="*", default=["transfer", "interference", "drain", "chaos"])
     parser.add_argument("--transport", default="shm,tcp")
+    parser.add_argument("--how", default="together,apart", help="of interference")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=int, default=8)
     parser.add_argument("--chaos-rounds", type=int, default=200)
@@ -162,8 +163,11 @@ def main():
     if "transfer" in args.what:
         write("kv-transfer.csv", transfer(args.rounds), args.dry)
     if "interference" in args.what:
-        rows = [interference("together", "shm", {"replicas": 2}, args.rounds, args.seconds)]
-        rows += [interference("apart", t, {"prefill": 1, "decode": 1}, args.rounds, args.seconds) for t in transports]
+        rows = []
+        if "together" in args.how:
+            rows += [interference("together", "shm", {"replicas": 2}, args.rounds, args.seconds)]
+        if "apart" in args.how:
+            rows += [interference("apart", t, {"prefill": 1, "decode": 1}, args.rounds, args.seconds) for t in transports]
         write("kv-interference.csv", rows, args.dry)
     if "drain" in args.what:
         rows = [drain("again", "shm", args.rounds)] + [drain("kv", t, args.rounds) for t in transports]
