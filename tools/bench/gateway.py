@@ -263,7 +263,7 @@ def texts(rig, args):
     """What of a request is the tokenizer's and the template's: the same chat with more words in it."""
     rows, cost, counts = [], [], []
     rig.first = BUSY
-    for n in (10, 400):
+    for n in (10, 150):
         body = {**chat(1), "messages": [{"role": "user", "content": " ".join(["answer"] * n)}]}
         hadal = Hadal(rig)
         usage = json.loads(ask(hadal.port, "/v1/chat/completions", {**body, "stream": False}))["usage"]
