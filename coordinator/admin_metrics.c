@@ -318,9 +318,6 @@ static void routing(const struct coord_stats *st, struct strbuf *out)
 static const struct {
     const char *name, *type, *help;
 } pool_metrics[] = {
-    {"hadal_pool_replicas_ready", "gauge", "Ready replicas of the pool."},
-    {"hadal_pool_queue_length", "gauge", "Requests waiting for the pool."},
-    {"hadal_pool_queue_eta_milliseconds", "gauge", "Estimated wait there of one that came now."},
     {"hadal_pool_credits", "gauge", "Requests that its ready replicas run at once."},
     {"hadal_pool_credits_free", "gauge", "Of them, free."},
     {"hadal_pool_admitted_total", "counter", "Requests that the pool was chosen for."},
@@ -337,11 +334,8 @@ struct pools_out {
 static bool put_pool(void *arg, const struct coord_pool_view *p)
 {
     const struct pools_out *o = arg;
-    const uint64_t values[POOL_METRICS] = {
-        p->replicas_ready, p->queued,
-        p->eta_ms,         p->credits,
-        p->credits_free,   p->admitted,
-        p->retrying,       p->retry_budget > 0 ? (uint64_t)p->retry_budget : 0};
+    const uint64_t values[POOL_METRICS] = {p->credits, p->credits_free, p->admitted, p->retrying,
+                                           p->retry_budget > 0 ? (uint64_t)p->retry_budget : 0};
     labelled(o->out, pool_metrics[o->metric].name, "pool", p->name, values[o->metric]);
     return true;
 }

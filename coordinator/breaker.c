@@ -12,11 +12,23 @@ static const char *const metrics[] = {
     [BREAKER_TTFT] = "ttft_ms",
     [BREAKER_STEP] = "step_ms",
     [BREAKER_REPLICAS_READY] = "replicas_ready",
+    [BREAKER_GPU_MEMORY] = "gpu_memory_used",
+    [BREAKER_GPU_TEMPERATURE] = "gpu_temperature",
+    [BREAKER_QUEUE_TOKENS] = "queue_tokens",
+    [BREAKER_RUNNING] = "running",
+    [BREAKER_NODES] = "nodes_usable",
+    [BREAKER_CREDITS_FREE] = "credits_free",
+    [BREAKER_PREFIX_HITS] = "prefix_hit_percent",
+    [BREAKER_TOKENS_PER_S] = "tokens_per_s",
+    [BREAKER_REFUSED_PER_S] = "refused_per_s",
+    [BREAKER_ERRORS_PER_S] = "errors_per_s",
+    [BREAKER_FENCES_PER_MIN] = "fences_per_min",
 };
 static const char *const actions[] = {
     [BREAKER_REJECT_LOW] = "reject_low_priority",
     [BREAKER_CAP_TOKENS] = "cap_max_tokens",
     [BREAKER_STOP_ADMISSION] = "stop_admission",
+    [BREAKER_FALLBACK] = "fallback_model",
 };
 
 const char *coord_breaker_metric_name(enum coord_breaker_metric m)

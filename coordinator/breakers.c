@@ -25,6 +25,49 @@ static double gpu_utilization(const struct coord *c)
     return n ? (double)sum / (double)n : 0;
 }
 
+// Percent of memory, or degrees, of the device where it is highest.
+static double gpu_worst(const struct coord *c, bool memory)
+{
+    const struct member *m;
+    double worst = 0;
+    DL_FOREACH(c->members, m)
+    {
+        const struct gpu_figures *g = &m->heartbeat.gpu;
+        if (!m->conn || !m->replica || !g->present)
+            continue;
+        double v = memory ? share(g->memory_used_bytes, g->memory_total_bytes) : g->temperature_c;
+        worst = v > worst ? v : worst;
+    }
+    return worst;
+}
+
+static uint64_t refused(const struct coord *c)
+{
+    uint64_t n = 0;
+    for (int i = COORD_REFUSE_NONE + 1; i <= COORD_REFUSE_BAD_REQUEST; i++)
+        n += c->stats.refused[i];
+    return n;
+}
+
+// What grows, as a rate over the last ten seconds or so.
+static void measure_rates(struct coord *c, uint64_t period_us)
+{
+    const uint64_t now[BREAKER_RATES] = {
+        [RATE_TOKENS] = c->stats.tokens,
+        [RATE_REFUSED] = refused(c),
+        [RATE_ERRORS] = c->stats.finished[FINISH_ERROR],
+        [RATE_FENCES] = c->stats.fences,
+        [RATE_PREFILL] = c->stats.prefill_tokens,
+        [RATE_HITS] = c->stats.prefix_hit_tokens,
+    };
+    double s = (double)period_us / 1e6, weight = s / 10;
+    for (int i = 0; i < BREAKER_RATES; i++) {
+        double rate = (double)(now[i] - c->rates_before[i]) / s;
+        c->rates[i] += weight * (rate - c->rates[i]);
+        c->rates_before[i] = now[i];
+    }
+}
+
 static double kv_used(const struct coord *c)
 {
     uint64_t blocks = 0, free_n = 0;
@@ -55,6 +98,8 @@ static double step_ms(const struct coord *c)
 // Of several pools sums, and the longest times.
 static double measure(const struct coord *c, enum coord_breaker_metric m)
 {
+    struct coord_stats st;
+    coord_stats(c, &st);
     uint32_t credits = 0, load = 0, waiting = 0, ready = 0;
     double wait_us = 0, first_us = 0;
     for (uint32_t i = 0; i < c->pools_n; i++) {
@@ -85,6 +130,28 @@ static double measure(const struct coord *c, enum coord_breaker_metric m)
         return step_ms(c);
     case BREAKER_REPLICAS_READY:
         return ready;
+    case BREAKER_GPU_MEMORY:
+        return gpu_worst(c, true);
+    case BREAKER_GPU_TEMPERATURE:
+        return gpu_worst(c, false);
+    case BREAKER_QUEUE_TOKENS:
+        return (double)st.queued_tokens;
+    case BREAKER_RUNNING:
+        return st.running;
+    case BREAKER_NODES:
+        return st.nodes_usable;
+    case BREAKER_CREDITS_FREE:
+        return st.credits_free;
+    case BREAKER_PREFIX_HITS:
+        return c->rates[RATE_PREFILL] > 0 ? 100 * c->rates[RATE_HITS] / c->rates[RATE_PREFILL] : 0;
+    case BREAKER_TOKENS_PER_S:
+        return c->rates[RATE_TOKENS];
+    case BREAKER_REFUSED_PER_S:
+        return c->rates[RATE_REFUSED];
+    case BREAKER_ERRORS_PER_S:
+        return c->rates[RATE_ERRORS];
+    case BREAKER_FENCES_PER_MIN:
+        return 60 * c->rates[RATE_FENCES];
     case BREAKER_METRICS:
         break;
     }
@@ -103,6 +170,7 @@ void breakers_timer(struct coord *c)
 {
     enum { PERIOD_US = 250000 };
     core_arm(c, &c->breaker_timer, TIMER_BREAKERS, c->now_us + PERIOD_US);
+    measure_rates(c, PERIOD_US);
     for (uint32_t i = 0; i < c->breakers_n; i++) {
         struct breaker *b = &c->breakers[i];
         if (breaker_feed(b, measure(c, b->rule.metric), c->now_us))
@@ -133,6 +201,14 @@ uint32_t breakers_cap(const struct coord *c, uint32_t max_tokens)
             max_tokens = b->rule.value;
     }
     return max_tokens;
+}
+
+bool breakers_fall_back(const struct coord *c)
+{
+    for (uint32_t i = 0; i < c->breakers_n; i++)
+        if (c->breakers[i].open && c->breakers[i].rule.action == BREAKER_FALLBACK)
+            return true;
+    return false;
 }
 
 void coord_each_breaker(const struct coord *c,

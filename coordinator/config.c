@@ -10,6 +10,7 @@
 #include "coordinator/config_elastic.h"
 #include "base/limits.h"
 #include "base/mem.h"
+#include "coordinator/config_pools.h"
 
 enum { PROBE_ANSWER_MAX = 32, TENANTS = 1024, TENANT_KEYS = 64, BANDS = 10, BREAKERS = 64, DATACENTERS = 8, DISTANCE_MS = 50 };
 
@@ -57,6 +58,10 @@ struct yaml {
     struct yaml_tenant *tenants;
     unsigned tenants_count;
     struct yaml_elastic *elastic;
+    struct yaml_pool *pools;
+    unsigned pools_count;
+    struct yaml_alias *aliases;
+    unsigned aliases_count;
     struct yaml_breaker *breakers;
     unsigned breakers_count;
     char *datacenter;
@@ -193,6 +198,10 @@ static const cyaml_schema_field_t fields[] = {
                          &tenant_schema, 0, TENANTS),
     CYAML_FIELD_MAPPING_PTR("elastic", CYAML_FLAG_POINTER | CYAML_FLAG_OPTIONAL, struct yaml,
                             elastic, config_elastic_fields),
+    CYAML_FIELD_SEQUENCE("pools", CYAML_FLAG_POINTER | CYAML_FLAG_OPTIONAL, struct yaml, pools,
+                         &config_pool_schema, 0, COORD_MAX_POOLS),
+    CYAML_FIELD_SEQUENCE("aliases", CYAML_FLAG_POINTER | CYAML_FLAG_OPTIONAL, struct yaml, aliases,
+                         &config_alias_schema, 0, 256),
     CYAML_FIELD_SEQUENCE("breakers", CYAML_FLAG_POINTER | CYAML_FLAG_OPTIONAL, struct yaml,
                          breakers, &breaker_schema, 0, BREAKERS),
     CYAML_FIELD_SEQUENCE("bands", CYAML_FLAG_POINTER | CYAML_FLAG_OPTIONAL, struct yaml, bands,
@@ -441,7 +450,7 @@ static enum status take_breaker(const char *path, unsigned at, const struct yaml
     if (!y->above == !y->below)
         return errmsg_set(err, STATUS_BAD_CONFIG, "%s: breakers[%u]: give one of above and below",
                           path, at);
-    bool wants_value = action != BREAKER_STOP_ADMISSION;
+    bool wants_value = action == BREAKER_REJECT_LOW || action == BREAKER_CAP_TOKENS;
     if (y->for_ms < 0 || y->for_ms > 86400000 ||
         (wants_value && (!y->value || *y->value < 1 || *y->value > LIMIT_CONTEXT)))
         return errmsg_set(err, STATUS_BAD_CONFIG,
@@ -480,6 +489,23 @@ static enum status take_copies(const char *path, const char *name, enum copy_mod
         }
     return errmsg_set(err, STATUS_BAD_CONFIG, "%s: copies: '%s' is none of sync, async, off", path,
                       name);
+}
+
+static enum status take_pools(const char *path, const struct yaml *y, struct coordinator_config *c,
+                              struct errmsg *err)
+{
+    enum status s = config_take_pools(path, y->pools, y->pools_count, y->aliases, y->aliases_count,
+                                      c, err);
+    if (s || !c->pools_n)
+        return s;
+    if (y->model || y->model_name || y->replicas || y->prefill || y->decode)
+        return errmsg_set(err, STATUS_BAD_CONFIG,
+                          "%s: model, model_name, replicas, prefill, decode: not together with "
+                          "pools",
+                          path);
+    replace(&c->model, c->pools[0].model_dir); // the first is what a request without a name gets
+    replace(&c->model_name, c->pools[0].model);
+    return STATUS_OK;
 }
 
 static bool name_ok(const char *s)
@@ -526,6 +552,8 @@ enum status coordinator_config_load(const char *path, struct coordinator_config 
             s = take_breakers(path, y, &next, err);
         if (!s)
             s = config_elastic_take(path, y->elastic, &next, err);
+        if (!s)
+            s = take_pools(path, y, &next, err);
     }
     config_free(&schema, data);
     if (s) {
@@ -563,6 +591,7 @@ void coordinator_config_finish(struct coordinator_config *c)
     for (unsigned i = 0; i < c->hook_n; i++)
         free(c->hook[i]);
     free(c->hook);
+    config_pools_finish(c);
     identity_finish(&c->identity);
     *c = (struct coordinator_config){.ready_fd = -1};
 }
@@ -573,6 +602,9 @@ enum status coordinator_config_check(struct coordinator_config *c, struct errmsg
     c->core.tenants = c->tenants;
     c->core.tenants_n = c->tenants_n;
     c->core.breakers = c->breakers;
+    if (c->pools_n && strcmp(c->model, c->pools[0].model_dir))
+        return errmsg_set(err, STATUS_BAD_CONFIG, "model: %.200s is not that of the first pool, %.200s",
+                          c->model, c->pools[0].model_dir);
     if (strlen(c->model) >= LIMIT_PATH)
         return errmsg_set(err, STATUS_BAD_CONFIG, "model: the path is too long");
     if (c->model_name && strlen(c->model_name) >= LIMIT_NAME)

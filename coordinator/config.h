@@ -14,6 +14,11 @@ struct config_datacenter {
     uint32_t distance_ms;
 };
 
+// Another name of a model.
+struct model_alias {
+    const char *name, *model;
+};
+
 struct coordinator_config {
     char *http;       // owned; "host:port" to listen on; port 0 = any
     char *rpc;        // owned; the same, for nodes and clients of the RPC
@@ -23,6 +28,10 @@ struct coordinator_config {
     struct coord_tenant *tenants; // owned, and their names
     uint32_t tenants_n;
     struct coord_breaker *breakers; // owned
+    struct coord_pool *pools;       // owned, and their strings; none: one of what core says
+    uint32_t pools_n;
+    struct model_alias *aliases; // owned
+    uint32_t aliases_n;
     struct identity identity;
     char *probe_prompt;         // owned; text of the golden probe
     uint32_t probe_interval_ms; // 0 = no probes

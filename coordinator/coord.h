@@ -55,12 +55,24 @@ enum coord_breaker_metric {
     BREAKER_TTFT,      // ms from the dispatch to the first token, mean of the last ones
     BREAKER_STEP,      // ms, mean over ready replicas
     BREAKER_REPLICAS_READY,
+    BREAKER_GPU_MEMORY,      // percent, the fullest device of a replica
+    BREAKER_GPU_TEMPERATURE, // degrees, the hottest one
+    BREAKER_QUEUE_TOKENS,    // prompt tokens waiting
+    BREAKER_RUNNING,
+    BREAKER_NODES, // connected, free or in a replica
+    BREAKER_CREDITS_FREE,
+    BREAKER_PREFIX_HITS,    // percent of the tokens dispatched that were cached, of the last ten seconds
+    BREAKER_TOKENS_PER_S,   // generated; this and those below are means over about ten seconds
+    BREAKER_REFUSED_PER_S,  // requests
+    BREAKER_ERRORS_PER_S,   // requests that ended with an error
+    BREAKER_FENCES_PER_MIN, // replicas
     BREAKER_METRICS,
 };
 enum coord_breaker_action {
     BREAKER_REJECT_LOW, // refuse bands below `value`
     BREAKER_CAP_TOKENS, // of new requests: at most `value`
     BREAKER_STOP_ADMISSION,
+    BREAKER_FALLBACK, // new requests go to the fallback of their model, where it has one
     BREAKER_ACTIONS,
 };
 const char *coord_breaker_metric_name(enum coord_breaker_metric m); // "gpu_utilization"; NULL
@@ -91,6 +103,7 @@ struct coord_pool {
     uint32_t weight;             // share among the pools of its model; 0 = takes no new requests
     uint32_t prompt_max;         // tokens of the longest prompt that it takes; 0 = any
     uint32_t max_context;        // used until a lead told its own; 0 = not known yet
+    const char *fallback; // model that its new requests go to instead (coord_fallback); NULL = none
     const int32_t *probe_prompt; // as in coord_config; probe_prompt_n 0 = no probes of this pool
     uint32_t probe_prompt_n;
     const int32_t *probe_expect;
@@ -619,6 +632,14 @@ const char *coord_state(const struct coord *c); // as told last; "" = nothing wa
 uint64_t coord_state_revision(const char *text); // grows with each change; 0 = no state
 
 uint64_t coord_epoch(const struct coord *c); // highest used
+// What is wrong with the settings of a pool; NULL = nothing.
+const char *coord_pool_wrong(const struct coord_pool *set);
+// The model that a request for `model` should go to instead, by its chain of fallbacks: when none of its
+// pools serves, all their queues are full or too long for the deadline, or a breaker says so, and the
+// other one is better off. NULL: there is none, or no need. To be asked before SUBMIT: another model
+// reads the prompt as other tokens. deadline_ms: from now; 0 = none.
+const char *coord_fallback(const struct coord *c, const char *model, uint8_t band,
+                           uint32_t prompt_n, uint32_t deadline_ms);
 void coord_stats(const struct coord *c, struct coord_stats *out);
 bool coord_tenant_name_ok(const char *name); // 1..63 bytes, printable, no space, quote or backslash
 struct coord_breaker_view {

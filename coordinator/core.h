@@ -277,6 +277,8 @@ struct shift {
     char why[200];
 };
 
+enum { RATE_TOKENS, RATE_REFUSED, RATE_ERRORS, RATE_FENCES, RATE_PREFILL, RATE_HITS, BREAKER_RATES };
+
 struct coord {
     struct coord_config cfg;
     uint64_t now_us;
@@ -295,6 +297,8 @@ struct coord {
     uint64_t state_revision; // its
     struct coord_nodes nodes_told;
     struct breaker *breakers; // owned
+    double rates[BREAKER_RATES]; // per second (breakers.c)
+    uint64_t rates_before[BREAKER_RATES];
     uint32_t breakers_n;
     uint64_t probes_n;
 
@@ -572,6 +576,7 @@ void breakers_timer(struct coord *c);
 const char *breakers_refuse(struct coord *c, uint8_t band,
                             uint32_t *retry_ms); // NULL = it may come
 uint32_t breakers_cap(const struct coord *c, uint32_t max_tokens);
+bool breakers_fall_back(const struct coord *c);
 
 // ---- notices.c ----
 void notices_arm(struct coord *c);

@@ -68,6 +68,8 @@ void http_reply(struct http_server *h, h2o_req_t *req, const struct http_reply *
         snprintf(text, sizeof text, "%016llx", (unsigned long long)how->request);
         http_header(req, "x-request-id", text);
     }
+    if (how->model)
+        http_header(req, "x-hadal-model", how->model);
     if (how->location)
         http_header(req, "location", how->location);
     if (how->leader && *how->leader)
@@ -166,29 +168,61 @@ static struct admin_view view_of(struct shell *s)
                                .started_us = s->started_us};
 }
 
+// What a model's pools have; until one serves, what its folder says.
+struct context_of {
+    const char *model;
+    uint32_t max;
+};
+
+static bool widest(void *arg, const struct coord_pool_view *p)
+{
+    struct context_of *w = arg;
+    if (!strcmp(p->model, w->model) && p->max_context > w->max)
+        w->max = p->max_context;
+    return true;
+}
+
+static void add_model(struct http_server *h, const struct model_text *m, const char *name,
+                      struct strbuf *out)
+{
+    struct context_of w = {.model = m->name};
+    coord_each_pool(h->shell->core, widest, &w);
+    openai_model(name, h->shell->started, w.max ? w.max : m->context, out);
+}
+
 static void models_page(struct http_server *h, struct strbuf *out)
 {
-    struct coord_stats st;
-    coord_stats(h->shell->core, &st);
-    openai_models(h->shell->text.name, h->shell->started,
-                  st.max_context ? st.max_context : h->shell->text.context, out);
+    const struct model_set *all = &h->shell->models;
+    strbuf_puts(out, "{\"object\":\"list\",\"data\":[");
+    for (uint32_t i = 0; i < all->n; i++) {
+        strbuf_puts(out, i ? "," : "");
+        add_model(h, all->v[i], all->v[i]->name, out);
+    }
+    for (uint32_t i = 0; i < all->aliases_n; i++) {
+        const struct model_text *m = model_set_find(all, all->aliases[i].name);
+        if (!m)
+            continue;
+        strbuf_puts(out, ",");
+        add_model(h, m, all->aliases[i].name, out);
+    }
+    strbuf_puts(out, "]}");
 }
 
 static void model_page(struct http_server *h, h2o_req_t *req, h2o_iovec_t name)
 {
     struct openai_error e;
-    struct strbuf list = {0}, one = {0};
-    if (!http_is(name, h->shell->text.name)) {
+    struct strbuf one = {0};
+    char text[LIMIT_NAME];
+    snprintf(text, sizeof text, "%.*s", (int)(name.len < sizeof text ? name.len : 0), name.base);
+    const struct model_text *m = *text ? model_set_find(&h->shell->models, text) : NULL;
+    if (!m) {
         openai_fail(&e, 404, "model", "model_not_found", "The model '%.*s' does not exist.",
                     (int)(name.len < 100 ? name.len : 100), name.base);
         http_reply_error(h, req, 0, &e);
         return;
     }
-    models_page(h, &list); // {"object":"list","data":[ONE]}
-    static const char before[] = "{\"object\":\"list\",\"data\":[";
-    strbuf_add(&one, list.v + sizeof before - 1, list.n - (sizeof before - 1) - 2);
+    add_model(h, m, text, &one);
     http_reply(h, req, &(struct http_reply){.status = 200}, &one);
-    strbuf_finish(&list);
     strbuf_finish(&one);
 }
 

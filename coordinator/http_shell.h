@@ -29,6 +29,7 @@ struct http_reply {
     int status;
     const char *type;   // NULL = application/json
     uint64_t request;   // x-request-id; 0 = none
+    const char *model;  // x-hadal-model, that answered; NULL = none
     const char *leader; // x-hadal-leader; NULL or "" = none
     const char *location; // of a redirection; NULL = none
     const char *reason; // x-hadal-reason: the error's code; NULL = none

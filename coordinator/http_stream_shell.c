@@ -127,6 +127,7 @@ static void start_events(struct http_stream *st)
     http_header(st->req, "cache-control", "no-cache");
     http_header(st->req, "x-accel-buffering", "no");
     http_header(st->req, "x-request-id", id);
+    http_header(st->req, "x-hadal-model", st->reader.live->head.model);
     http_count(st->server, 200);
     h2o_start_response(st->req, &st->generator);
 }
@@ -213,7 +214,7 @@ static void send_document(struct http_stream *st, const struct live *l)
     struct openai_usage u = live_usage(l);
     st->finished = true;
     openai_response(&l->head, &l->answer, l->finish, &u, &st->out);
-    http_reply(st->server, st->req, &(struct http_reply){.status = 200, .request = l->request},
+    http_reply(st->server, st->req, &(struct http_reply){.status = 200, .request = l->request, .model = l->head.model},
                &st->out);
     strbuf_finish(&st->out);
 }

@@ -38,6 +38,7 @@ static void fill_submit(struct live *l, const struct text_job *job)
         .stop_ids_n = job->model->stop_ids_n,
         .sampling = job->sampling,
         .tenant = l->tenant,
+        .model = job->model->name,
         .band = g->band,
         .session = *g->session ? hash_bytes(g->session, strlen(g->session), 1) | 1 : 0,
         .deadline_us = g->deadline_ms, // the shell adds the time

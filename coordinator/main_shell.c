@@ -392,6 +392,13 @@ struct live *shell_submit(struct shell *s, struct text_job *job, struct reader *
     return l;
 }
 
+static const struct model_text *model_of(const struct shell *s, const struct shadow_request *q)
+{
+    const char *name = q->restore.submit.model;
+    const struct model_text *m = name ? model_set_find(&s->models, name) : NULL;
+    return m ? m : &s->text;
+}
+
 // A request of the leader that is read here for the first time.
 static struct live *adopt(struct shell *s, uint64_t request)
 {
@@ -400,7 +407,7 @@ static struct live *adopt(struct shell *s, uint64_t request)
     struct live *l = find_live(s, request); // it went on here just now
     if (l)
         return l;
-    l = q ? live_restore(&s->text, q, &err) : NULL;
+    l = q ? live_restore(model_of(s, q), q, &err) : NULL;
     if (q && !l)
         log_error("coordinator: request %016llx cannot be read here: %s",
                   (unsigned long long)request, err.text);
@@ -561,6 +568,21 @@ static void answer_waits(struct shell *s)
     }
 }
 
+// The golden probe in the tokens of the pool's model, and its context.
+static enum status ask_probe(const struct shell *s, const struct model_text *m,
+                             struct coord_pool *pool, struct token_vec *ids, struct errmsg *err)
+{
+    enum status st = STATUS_OK;
+    if (!pool->max_context)
+        pool->max_context = m->context;
+    if (s->cfg->probe_interval_ms)
+        st = tokenizer_encode_text(m->tokenizer, s->cfg->probe_prompt, strlen(s->cfg->probe_prompt),
+                                   false, ids, err);
+    pool->probe_prompt = ids->v;
+    pool->probe_prompt_n = (uint32_t)ids->n;
+    return st;
+}
+
 enum status shell_new_core(struct shell *s, uint64_t epoch, const char *state, struct errmsg *err)
 {
     struct coord_config core = s->cfg->core;
@@ -575,15 +597,23 @@ enum status shell_new_core(struct shell *s, uint64_t epoch, const char *state, s
         core.max_context = s->text.context;
     core.model = s->text.name;
     core.trace = log_level();
-    struct token_vec probe = {0};
+    struct token_vec probes[COORD_MAX_POOLS] = {0};
+    struct coord_pool pools[COORD_MAX_POOLS];
     enum status st = STATUS_OK;
-    if (s->cfg->probe_interval_ms) {
-        st = tokenizer_encode_text(s->text.tokenizer, s->cfg->probe_prompt,
-                                   strlen(s->cfg->probe_prompt), false, &probe, err);
-        core.probe_prompt = probe.v;
-        core.probe_prompt_n = (uint32_t)probe.n;
-        core.probe_interval_ms = s->cfg->probe_interval_ms;
+    core.pools = pools;
+    core.pools_n = s->cfg->pools_n;
+    for (uint32_t i = 0; i < core.pools_n && !st; i++) {
+        pools[i] = s->cfg->pools[i];
+        st = ask_probe(s, model_set_find(&s->models, pools[i].model), &pools[i], &probes[i], err);
     }
+    if (!core.pools_n) {
+        struct coord_pool one = {0};
+        st = ask_probe(s, &s->text, &one, &probes[0], err);
+        core.probe_prompt = one.probe_prompt;
+        core.probe_prompt_n = one.probe_prompt_n;
+    }
+    if (s->cfg->probe_interval_ms)
+        core.probe_interval_ms = s->cfg->probe_interval_ms;
     core.state = state;
     s->core = st ? NULL : coord_create(&core, err);
     if (!st && !s->core && state) {
@@ -591,7 +621,8 @@ enum status shell_new_core(struct shell *s, uint64_t epoch, const char *state, s
         core.state = NULL;
         s->core = coord_create(&core, err);
     }
-    token_vec_finish(&probe);
+    for (int i = 0; i < COORD_MAX_POOLS; i++)
+        token_vec_finish(&probes[i]);
     if (s->core) // it may have timers from the start
         shell_post(s, &(struct shell_event){.kind = SHELL_TIMER});
     return st ? st : s->core ? STATUS_OK : STATUS_BAD_CONFIG;
@@ -626,7 +657,7 @@ void shell_restore(struct shell *s, const struct shadow_request *q, bool fresh)
     struct errmsg err = {0};
     struct live *l = find_live(s, q->restore.submit.request); // clients read it here
     if (!l) {
-        l = live_restore(&s->text, q, &err);
+        l = live_restore(model_of(s, q), q, &err);
         if (!l) {
             log_error("coordinator: request %016llx cannot go on: %s",
                       (unsigned long long)q->restore.submit.request, err.text);
@@ -717,6 +748,33 @@ static void free_lives(struct shell *s)
     }
 }
 
+// One text side for each name of a model.
+static enum status open_models(struct shell *s, struct errmsg *err)
+{
+    const struct coordinator_config *cfg = s->cfg;
+    enum status st = model_text_open(cfg->model, cfg->model_name, &s->text, err);
+    s->models = (struct model_set){.aliases = cfg->aliases, .aliases_n = cfg->aliases_n};
+    s->models.v[s->models.n++] = &s->text;
+    s->texts = mem_zalloc(COORD_MAX_POOLS, sizeof *s->texts);
+    for (uint32_t i = 1; i < cfg->pools_n && !st; i++) {
+        struct model_text *m = &s->texts[s->models.n];
+        if (model_set_find(&s->models, cfg->pools[i].model))
+            continue;
+        st = model_text_open(cfg->pools[i].model_dir, cfg->pools[i].model, m, err);
+        if (!st)
+            s->models.v[s->models.n++] = m;
+    }
+    return st;
+}
+
+static void close_models(struct shell *s)
+{
+    for (uint32_t i = 1; i < s->models.n; i++)
+        model_text_close(&s->texts[i]);
+    free(s->texts);
+    model_text_close(&s->text);
+}
+
 static enum status first_core(struct shell *s, struct errmsg *err)
 {
     char *state = s->cfg->state ? state_file_read(s->cfg->state, err) : NULL;
@@ -736,7 +794,7 @@ enum status coordinator_run(const struct coordinator_config *cfg, struct errmsg 
     uv_loop_init(&s->loop);
     enum status st = seed(s, err);
     if (!st)
-        st = model_text_open(cfg->model, cfg->model_name, &s->text, err);
+        st = open_models(s, err);
     if (!st)
         st = first_core(s, err);
     if (!st && cfg->cluster_key)
@@ -763,7 +821,7 @@ enum status coordinator_run(const struct coordinator_config *cfg, struct errmsg 
     free_lives(s);
     coord_destroy(s->core);
     secure_domain_close(s->domain);
-    model_text_close(&s->text);
+    close_models(s);
     free(s->events);
     return st;
 }

@@ -60,7 +60,9 @@ struct shell {
     uv_timer_t stop_timer;
     uv_signal_t signals[2];
     struct coord *core;
-    struct model_text text;
+    struct model_text text;   // of the first model
+    struct model_text *texts; // owned; of the others
+    struct model_set models;  // all of them
     struct prng prng; // ids and seeds
     int64_t started;  // Unix time, seconds
     uint64_t started_us;

@@ -97,4 +97,4 @@ void openai_sse_done(uint32_t n, struct strbuf *out);
 // The whole answer as one JSON document.
 void openai_response(const struct openai_head *h, const struct answer *a, enum finish_reason finish,
                      const struct openai_usage *u, struct strbuf *out);
-void openai_models(const char *model, int64_t created, uint32_t max_context, struct strbuf *out);
+void openai_model(const char *model, int64_t created, uint32_t max_context, struct strbuf *out);

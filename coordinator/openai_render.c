@@ -316,13 +316,13 @@ void openai_response(const struct openai_head *h, const struct answer *a, enum f
     ADD(out, "}");
 }
 
-void openai_models(const char *model, int64_t created, uint32_t max_context, struct strbuf *out)
+void openai_model(const char *model, int64_t created, uint32_t max_context, struct strbuf *out)
 {
-    ADD(out, "{\"object\":\"list\",\"data\":[{\"id\":");
+    ADD(out, "{\"id\":");
     strbuf_json(out, model, strlen(model));
     strbuf_printf(out, ",\"object\":\"model\",\"created\":%" PRId64 ",\"owned_by\":\"hadal\"",
                   created);
     if (max_context)
         strbuf_printf(out, ",\"max_model_len\":%" PRIu32, max_context);
-    ADD(out, "}]}");
+    ADD(out, "}");
 }

@@ -21,6 +21,11 @@ static bool model_name_ok(const char *name)
     return n > 0 && n < LIMIT_NAME;
 }
 
+const char *coord_pool_wrong(const struct coord_pool *set)
+{
+    return pool_nonsense(set);
+}
+
 const char *pool_nonsense(const struct coord_pool *set)
 {
     if (!coord_tenant_name_ok(set->name))
@@ -55,6 +60,7 @@ static void copy_set(struct coord_pool *to, const struct coord_pool *from, uint3
     to->model = copy_text(from->model);
     to->version = copy_text(from->version);
     to->model_dir = copy_text(from->model_dir);
+    to->fallback = from->fallback ? copy_text(from->fallback) : NULL;
     to->probe_prompt =
         mem_dup(from->probe_prompt, from->probe_prompt_n * sizeof *from->probe_prompt);
     to->probe_expect = from->probe_expect
@@ -93,6 +99,7 @@ static void free_set(struct coord_pool *set)
     free((char *)set->model);
     free((char *)set->version);
     free((char *)set->model_dir);
+    free((char *)set->fallback);
     free((int32_t *)set->probe_prompt);
     free((int32_t *)set->probe_expect);
 }
@@ -200,6 +207,53 @@ struct pool *pool_choose(struct coord *c, const struct coord_submit *s, const ch
     if (!widest)
         *why_out = arena_printf(&c->arena, "no pool serves the model '%.63s'", model);
     return best ? best : widest; // the widest tells in its refusal what there is room for
+}
+
+// ---- fallbacks ----
+
+// Whether it can be expected to serve such a request in time.
+static bool is_well(const struct coord *c, const struct pool *p, uint8_t band, uint32_t prompt_n,
+                    uint32_t deadline_ms)
+{
+    if (!p->set.weight || !p->warm_n || prompt_n >= context_of(p) || prompt_n > class_of(p))
+        return false;
+    if (p->load < p->credits && !p->fair.n)
+        return true;
+    uint64_t wait_us = notices_wait_us(p, band, pool_waiting(p) + 1) + eta_first_us(&p->eta);
+    bool late = deadline_ms && eta_trusted(&p->eta) && wait_us > 1000ull * deadline_ms;
+    return !late && p->fair.fresh_n < c->cfg.queue_limit &&
+           p->fair.fresh_tokens + prompt_n <= c->cfg.queue_tokens_limit;
+}
+
+static bool model_is_well(const struct coord *c, const char *model, uint8_t band, uint32_t prompt_n,
+                          uint32_t deadline_ms)
+{
+    for (uint32_t i = 0; i < c->pools_n; i++)
+        if (!strcmp(c->pools[i]->set.model, model) &&
+            is_well(c, c->pools[i], band, prompt_n, deadline_ms))
+            return true;
+    return false;
+}
+
+static const char *fallback_of(const struct coord *c, const char *model)
+{
+    for (uint32_t i = 0; i < c->pools_n; i++)
+        if (!strcmp(c->pools[i]->set.model, model) && c->pools[i]->set.fallback)
+            return c->pools[i]->set.fallback;
+    return NULL;
+}
+
+const char *coord_fallback(const struct coord *c, const char *model, uint8_t band,
+                           uint32_t prompt_n, uint32_t deadline_ms)
+{
+    if (!fallback_of(c, model) || c->closing ||
+        (!breakers_fall_back(c) && model_is_well(c, model, band, prompt_n, deadline_ms)))
+        return NULL;
+    const char *to = model;
+    for (uint32_t hops = 0; hops < c->pools_n && (to = fallback_of(c, to)); hops++)
+        if (model_is_well(c, to, band, prompt_n, deadline_ms))
+            return to;
+    return NULL;
 }
 
 // ---- views ----

@@ -9,6 +9,7 @@
 
 #include "base/log.h"
 #include "base/mem.h"
+#include "coordinator/config.h"
 
 enum { CONFIG_BYTES = 1 << 20 };
 
@@ -226,10 +227,31 @@ static void fill_sampling(struct text_job *j, const struct rpc_generate *g)
     j->sampling = s;
 }
 
+const struct model_text *model_set_find(const struct model_set *m, const char *name)
+{
+    for (uint32_t i = 0; i < m->aliases_n; i++)
+        if (!strcmp(m->aliases[i].name, name))
+            name = m->aliases[i].model;
+    for (uint32_t i = 0; i < m->n; i++)
+        if (!strcmp(m->v[i]->name, name))
+            return m->v[i];
+    return NULL;
+}
+
+static bool find_model(struct text_job *j, const char *name)
+{
+    if (!*name || (!j->models && !strcmp(name, j->model->name)))
+        return true;
+    const struct model_text *m = j->models ? model_set_find(j->models, name) : NULL;
+    if (m)
+        j->model = m;
+    return m != NULL;
+}
+
 static bool prepare(struct text_job *j)
 {
     const struct rpc_generate *g = &j->request.gen;
-    if (*g->model && strcmp(g->model, j->model->name))
+    if (!find_model(j, g->model))
         return openai_fail(&j->error, 404, "model", "model_not_found",
                            "The model '%.100s' does not exist; this server has '%s'.", g->model,
                            j->model->name);
@@ -255,6 +277,24 @@ static bool decode_generate(struct text_job *j)
     j->request.gen = r.generate;
     j->request.kind = r.generate.messages_n ? OPENAI_CHAT : OPENAI_COMPLETION;
     return true;
+}
+
+void text_job_rerun(struct text_job *j, const struct model_text *model)
+{
+    struct text_job again = *j;
+    again.model = model;
+    again.ids = (struct token_vec){0};
+    const struct rpc_generate *g = &again.request.gen;
+    bool ok = g->messages_n ? encode_chat(&again, g)
+              : g->ids_n    ? copy_ids(&again, g)
+                            : encode_text(&again, g);
+    if (!ok || again.ids.n > LIMIT_CONTEXT) { // it stays with its own model
+        token_vec_finish(&again.ids);
+        return;
+    }
+    token_vec_finish(&j->ids);
+    *j = again;
+    fill_sampling(j, g);
 }
 
 void text_job_run(struct text_job *j)

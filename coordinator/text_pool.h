@@ -6,6 +6,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "coordinator/coord.h"
 #include "coordinator/openai.h"
 #include "proto/wire.h"
 #include "text/template.h"
@@ -28,11 +29,22 @@ STATUS_MUST_USE enum status model_text_open(const char *dir, const char *name,
                                             struct model_text *out, struct errmsg *err);
 void model_text_close(struct model_text *m);
 
+// What the coordinator serves; names of models differ. The first is what a request without a name gets.
+struct model_alias;
+struct model_set {
+    const struct model_text *v[COORD_MAX_POOLS]; // borrowed
+    uint32_t n;
+    const struct model_alias *aliases; // borrowed
+    uint32_t aliases_n;
+};
+const struct model_text *model_set_find(const struct model_set *m, const char *name); // NULL
+
 enum text_source { TEXT_CHAT, TEXT_COMPLETION, TEXT_RPC };
 
 // One request on its way in. `bytes` is a JSON body, or the body of a GENERATE frame.
 struct text_job {
-    const struct model_text *model; // borrowed
+    const struct model_set *models; // borrowed; NULL: `model` is the only one
+    const struct model_text *model; // borrowed; becomes the one that the request names
     enum text_source source;
     const char *bytes; // borrowed until the job is finished
     size_t n;
@@ -46,4 +58,6 @@ struct text_job {
 };
 
 void text_job_run(struct text_job *job);
+// A good job again, for another model.
+void text_job_rerun(struct text_job *job, const struct model_text *model);
 void text_job_finish(struct text_job *job);

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "base/mem.h"
+#include "coordinator/copy_shell.h"
 #include "coordinator/main_shell.h"
 
 enum {
@@ -16,7 +17,8 @@ struct text_ticket {
     uv_work_t work;
     struct shell *shell;
     struct text_job job;
-    char *copy; // owned
+    char *copy;                     // owned
+    const struct model_text *again; // runs a second time, for this one
     void (*done)(void *arg, struct text_job *job);
     void *arg;
     bool cancelled;
@@ -25,12 +27,29 @@ struct text_ticket {
 static void on_work(uv_work_t *w)
 {
     struct text_ticket *t = w->data;
-    text_job_run(&t->job);
+    if (t->again)
+        text_job_rerun(&t->job, t->again);
+    else
+        text_job_run(&t->job);
+}
+
+// The model that serves it instead of the one it names; NULL: that one.
+static const struct model_text *fallback(const struct shell *s, const struct text_job *job)
+{
+    const struct rpc_generate *g = &job->request.gen;
+    if (job->error.http || !copies_leading(s))
+        return NULL;
+    const char *name =
+        coord_fallback(s->core, job->model->name, g->band, (uint32_t)job->ids.n, g->deadline_ms);
+    return name ? model_set_find(&s->models, name) : NULL;
 }
 
 static void on_worked(uv_work_t *w, int status)
 {
     struct text_ticket *t = w->data;
+    if (!t->cancelled && !t->again && (t->again = fallback(t->shell, &t->job)) &&
+        !uv_queue_work(&t->shell->loop, &t->work, on_work, on_worked))
+        return;
     t->shell->text_jobs--;
     t->shell->text_bytes -= t->job.n;
     if (!t->cancelled)
@@ -40,10 +59,13 @@ static void on_worked(uv_work_t *w, int status)
     free(t);
 }
 
-static void run_inline(struct text_job *job, void (*done)(void *arg, struct text_job *job),
-                       void *arg)
+static void run_inline(struct shell *s, struct text_job *job,
+                       void (*done)(void *arg, struct text_job *job), void *arg)
 {
     text_job_run(job);
+    const struct model_text *other = fallback(s, job);
+    if (other)
+        text_job_rerun(job, other);
     done(arg, job);
     text_job_finish(job);
 }
@@ -52,9 +74,10 @@ struct text_ticket *text_pool_start(struct shell *s, enum text_source source, co
                                     size_t n, void (*done)(void *arg, struct text_job *job),
                                     void *arg)
 {
-    struct text_job job = {.model = &s->text, .source = source, .bytes = bytes, .n = n};
+    struct text_job job = {
+        .models = &s->models, .model = &s->text, .source = source, .bytes = bytes, .n = n};
     if (n <= INLINE_BYTES) {
-        run_inline(&job, done, arg);
+        run_inline(s, &job, done, arg);
         return NULL;
     }
     if (s->text_jobs == JOBS_MAX || s->text_bytes + n > JOBS_BYTES) {

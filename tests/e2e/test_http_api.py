@@ -139,7 +139,7 @@ def test_metrics(mock22):
             assert re.match(r"# (HELP|TYPE) hadal_[a-z_]+ \S", line), line
         else:
             name, value = line.rsplit(" ", 1)
-            assert re.match(r'^hadal_[a-z_]+(\{[a-z]+="[^"]*"\})?$', name), line
+            assert re.match(r'^hadal_[a-z_]+(\{[a-z]+="[^"]*"(,[a-z]+="[^"]*")*\})?$', name), line
             assert name not in values, line
             values[name] = float(value)
     assert values['hadal_replicas{state="ready"}'] == 2

@@ -215,6 +215,29 @@ static void test_restore(void **state)
     coord_destroy(g.c);
 }
 
+static void test_fallback(void **state)
+{
+    struct rig g;
+    struct coord_pool pools[] = {pool("full", "big"), pool("mid", "middle"), pool("low", "small")};
+    pools[0].fallback = "middle";
+    pools[1].fallback = "small";
+    rig_init(&g, pools, 3);
+    assert_null(coord_fallback(g.c, "big", 5, 10, 0)); // nobody serves yet: it waits for its own
+    join(&g, 1, CONTEXT);
+    join(&g, 2, CONTEXT);
+    join(&g, 3, CONTEXT);
+    assert_null(coord_fallback(g.c, "big", 5, 10, 0));
+    assert_null(coord_fallback(g.c, "small", 5, 10, 0));
+    step(&g, &(struct coord_event){.kind = COORD_NODE_DOWN, .node = {1, NULL}});
+    assert_string_equal(coord_fallback(g.c, "big", 5, 10, 0), "middle");
+    step(&g, &(struct coord_event){.kind = COORD_NODE_DOWN, .node = {2, NULL}});
+    assert_string_equal(coord_fallback(g.c, "big", 5, 10, 0), "small");
+    assert_null(coord_fallback(g.c, "big", 5, CONTEXT, 0)); // that has no room for it either
+    assert_null(coord_fallback(g.c, "small", 5, 10, 0));
+    assert_null(coord_fallback(g.c, "other", 5, 10, 0));
+    coord_destroy(g.c);
+}
+
 static void test_refused_configurations(void **state)
 {
     struct coord_pool good[2] = {pool("a", "m"), pool("b", "m")};
@@ -247,6 +270,7 @@ int main(void)
         cmocka_unit_test(test_context_and_class),
         cmocka_unit_test(test_weights),
         cmocka_unit_test(test_restore),
+        cmocka_unit_test(test_fallback),
         cmocka_unit_test(test_refused_configurations),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
