@@ -34,6 +34,13 @@ def answers(cluster):
     return {q: answer(cluster, q) for q in QUESTIONS}
 
 
+def wanted(cluster):
+    try:
+        return cluster.json("/hadal/v1/versions")["versions"][0]["replicas"]
+    except OSError:
+        return None
+
+
 def rollout(cluster):
     return cluster.json("/hadal/v1/rollout")
 
@@ -114,7 +121,9 @@ def test_bad_one_goes_back(start, tmp_path, bad):
 
 
 def test_what_makes_no_sense_is_refused(start, tmp_path):
-    cluster = start(replicas=1, engine="mock")
+    config = tmp_path / "coordinator.yaml"
+    config.write_text(f"state: {tmp_path}/state\n")
+    cluster = start("--config", str(config), replicas=1, engine="mock")
     model = cluster.model()
     other = tmp_path / "other"
     shutil.copytree(SAMPLE, other)
@@ -128,7 +137,8 @@ def test_what_makes_no_sense_is_refused(start, tmp_path):
         assert r.returncode and text in r.stderr, (args, r)
     assert cluster.tool("ctl", "scale", model, "0", check=False).returncode == 2
     cluster.tool("ctl", "scale", model, "3")
-    assert cluster.json("/hadal/v1/versions")["versions"][0]["replicas"] == 3
+    os.kill(cluster.coordinator_pid(), signal.SIGKILL)  # what it was told is kept in a file
+    wait_for("another one knows", lambda: wanted(cluster) == 3)
     cluster.tool("ctl", "scale", model, "1")
     wait_for("one is left", lambda: len(cluster.list("replicas")) == 1)
     assert cluster.stop() == 0
