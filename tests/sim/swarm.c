@@ -318,8 +318,11 @@ static bool note_unfinished(void *arg, const struct coord_request_view *v)
 {
     struct world *w = arg;
     if (v->state <= COORD_REQ_CLOSING)
-        world_trace(w, "left over: request %" PRIu64 " is %s, replica %" PRIu64 ", token %u", v->id,
-                    coord_request_state_name(v->state), v->replica, v->tokens_n);
+        world_trace(w,
+                    "left over: request %" PRIu64 " is %s, replica %" PRIu64
+                    ", token %u, %u dispatches, prompt %u, at most %u, band %u",
+                    v->id, coord_request_state_name(v->state), v->replica, v->tokens_n,
+                    v->dispatches, v->prompt_n, v->max_tokens, v->band);
     return true;
 }
 

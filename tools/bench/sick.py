@@ -15,8 +15,7 @@ from cluster import HADAL, SAMPLE, Cluster, die_with_parent, wait_for
 
 # word of the fault file, what it is, engine, tensor ranks, probe_interval_ms (30 s ships)
 CASES = [("wrong", "answers wrongly", "mock", 1, 30000), ("wrong", "answers wrongly", "mock", 1, 2000),
-         ("slow", "five times slower", "mock", 1, 30000), ("hang", "hangs", "mock", 1, 30000),
-         ("hang", "hangs, its tensor rank waits for it", "model", 2, 30000)]
+         ("slow", "five times slower", "mock", 1, 30000), ("hang", "hangs", "mock", 1, 30000)]
 
 
 class Ward(Cluster):
@@ -64,7 +63,7 @@ def one(case, seed):
             time.sleep(3)
             (w.folder / "f2").write_text(word)
             begin = time.monotonic()
-            out = wait_for("it is out", lambda: (n := w.node("2"))["state"] in ("suspect", "ejected") and n, 90, 0.01)
+            out = wait_for("it is out", lambda: (n := w.node("2"))["faults"] and n, 90, 0.01)
             took = time.monotonic() - begin
             report = json.loads(load.communicate(timeout=120)[0])
             return took, out["fault"], report["streams"]
@@ -75,10 +74,11 @@ def one(case, seed):
 def main():
     parser = argparse.ArgumentParser(prog="tools/bench/sick.sh")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", default="", help="words of a case")
     parser.add_argument("--dry", action="store_true")
     args = parser.parse_args()
     rows = []
-    for case in CASES:
+    for case in [c for c in CASES if args.only in c[1]]:
         took, lost, changed, fault = [], 0, 0, ""
         for i in range(args.rounds):
             t, fault, streams = one(case, i + 1)
