@@ -14,7 +14,7 @@
 
 enum {
     XPORT_MAGIC = 0x504c4448, // "HDLP", little endian
-    XPORT_VERSION = 1,
+    XPORT_VERSION = 2,
     XPORT_HELLO_MAX = 64,
     XPORT_DEPTH_MAX = 65536,
     XPORT_READY_MAX = 64,

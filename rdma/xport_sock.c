@@ -30,7 +30,9 @@ void xsock_close(struct xlink *l)
 {
     if (l->fd < 0)
         return;
-    // A forked child may hold the socket too: closing alone would not end the watch.
+    // A forked child may hold the socket too: closing alone would neither end the connection nor
+    // the watch.
+    shutdown(l->fd, SHUT_RDWR);
     if (l->epoll_mask)
         epoll_ctl(l->x->epoll_fd, EPOLL_CTL_DEL, l->fd, NULL);
     close(l->fd);

@@ -5,11 +5,12 @@
 #include "rdma/verbs_lib.h"
 #include "rdma/xport_body.h"
 
-// How a broken path is noticed, unless struct xport_wire says otherwise: an unanswered packet is sent again after 4.096 us x 2^14 = 67 ms
-// (the device may take up to four times that), and after six times more the queue pair is broken:
-// 0.5 .. 0.9 s measured with soft-RoCE. Seven would mean for ever on some devices. A link without
-// traffic is probed by an empty write every KEEPALIVE_MS. "Receiver not ready" cannot happen among
-// honest peers (credits), so it need not be waited for long.
+// How a broken path is noticed, unless struct xport_wire says otherwise: an unanswered packet is
+// sent again after 4.096 us x 2^14 = 67 ms (the device may take up to four times that), and after
+// six times more the queue pair is broken: 0.5 .. 0.9 s measured with soft-RoCE. Seven would mean
+// for ever on some devices. A link without traffic is probed by an empty write every KEEPALIVE_MS.
+// "Receiver not ready" cannot happen among honest peers (credits), so it need not be waited for
+// long.
 enum {
     VERBS_ACK_TIMEOUT = 14,
     VERBS_RETRIES = 6,
@@ -30,6 +31,8 @@ enum {
     VERBS_CHUNK = 32 << 10,     // unregistered sources are copied in pieces of this size
     VERBS_CHUNKS = 8,           // pieces under way per connection
     VERBS_WRITE_MAX = 64 << 20, // one piece from a registered source
+    VERBS_SHAPES = 64,
+    VERBS_STEP_BITS = 26, // of an immediate; the rest is the shape's number
 };
 
 // What both sides show in the private data of rdma_cm, before anything is set up.
@@ -56,13 +59,23 @@ _Static_assert(sizeof(struct verbs_greeting) == 88 + 24 * XPORT_REGIONS_MAX, "wi
 // data is there when the frame is. CREDIT, ASK and REGION are outside of the credits: at most one
 // ASK and its REGION, a BYE and two CREDITs can be unread by an honest peer.
 enum verbs_frame_kind {
-    VERBS_DATA = 1, // region, offset, bytes, notice
+    VERBS_DATA = 1, // region, offset, bytes, notice; kind >> 8: the shape that this becomes
     VERBS_INLINE,   // the same, the bytes are behind
     VERBS_CREDIT,
     VERBS_ASK,    // region: where is it?
     VERBS_REGION, // region, notice = rkey, offset = address, bytes
     VERBS_BYE,    // nothing follows
 };
+
+// What is written again and again to one place (slots of lanes) needs no frame: the first time its
+// frame gives region, offset and length a number, after that it is one write whose immediate is
+// that number and by how much the notice differs from the last one: one packet and one completion
+// less.
+struct verbs_shape {
+    uint32_t region, notice; // of the last write
+    uint64_t offset, bytes;  // bytes 0: none yet
+};
+_Static_assert(VERBS_SHAPES == 1 << (32 - VERBS_STEP_BITS), "an immediate has 32 bits");
 
 struct verbs_frame {
     uint32_t kind;
@@ -89,7 +102,7 @@ struct verbs_device {
     struct rdma_cm_id *listener;
     struct sockaddr_storage own_addr;
     uint32_t max_wr;
-    struct xport_wire wire; // without zeros but for the traffic class
+    struct xport_wire wire;    // without zeros but for the traffic class
     struct verbs_conn *parted; // list by `next`
 };
 
@@ -141,6 +154,7 @@ struct verbs_conn {
 
     struct verbs_region peers[XPORT_REGIONS_MAX];
     uint32_t peers_n;
+    struct verbs_shape out_shapes[VERBS_SHAPES], in_shapes[VERBS_SHAPES];
 };
 
 struct verbs_link {

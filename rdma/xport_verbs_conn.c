@@ -1,14 +1,16 @@
 // A verbs connection: one reliable queue pair and two completion queues. A write is an RDMA WRITE
 // into the peer's region followed by a SEND of a 32-byte frame that tells of it; the queue pair
-// keeps them in order, so the frame's completion is the notice. Up to VERBS_EAGER bytes travel in
-// the frame itself: one packet, and the receiver copies them. Frames are counted by credits, given
-// back in every frame and, when none goes that way, in a frame of their own.
+// keeps them in order, so the frame's completion is the notice. A write like an earlier one needs
+// no frame, its immediate says all (struct verbs_shape). Up to VERBS_EAGER bytes travel in the
+// frame itself: one packet, and the receiver copies them. Frames are counted by credits, given back
+// in every frame and, when none goes that way, in a frame of their own.
 //
 // A source inside a region of this xport is read by the device itself, and its write is over when
 // the device reports it. Any other source is copied through registered pieces: memory that we did
 // not allocate cannot be kept registered, as nobody tells us when it is unmapped.
 //
 // Only every 16th send reports, and those that give memory back. A send that fails reports always.
+#include <arpa/inet.h>
 #include <assert.h>
 #include <errno.h>
 #include <stdlib.h>
@@ -334,8 +336,29 @@ static bool piece_source(struct verbs_conn *c, struct xwork *w, struct ibv_sge *
     return true;
 }
 
-// Pieces of a write that does not fit a frame; false when it has to wait.
-static bool stage_pieces(struct verbs_conn *c, struct batch *b, struct xwork *w)
+static uint32_t shape_number(const struct xframe *f)
+{
+    uint64_t h = (f->offset ^ (uint64_t)f->region << 40) * 0x9e3779b97f4a7c15u;
+    return (uint32_t)(h >> 32) % VERBS_SHAPES;
+}
+
+// The immediate that tells of a write; false when it needs a frame.
+static bool immediate_of(struct verbs_conn *c, const struct xframe *f, uint32_t *imm)
+{
+    uint32_t number = shape_number(f);
+    struct verbs_shape *s = &c->out_shapes[number];
+    int32_t step = (int32_t)(f->notice - s->notice), most = 1 << (VERBS_STEP_BITS - 1);
+    if (s->bytes != f->bytes || s->offset != f->offset || s->region != f->region || step < -most ||
+        step >= most)
+        return false;
+    s->notice = f->notice;
+    *imm = number << VERBS_STEP_BITS | ((uint32_t)step & ((1u << VERBS_STEP_BITS) - 1));
+    return true;
+}
+
+// Pieces of a write that does not fit a frame (*told: the last one tells of it, too); false when it
+// has to wait.
+static bool stage_pieces(struct verbs_conn *c, struct batch *b, struct xwork *w, bool *told)
 {
     const struct verbs_region *r = peer_region(c, w->frame.region);
     if (!r) {
@@ -359,7 +382,11 @@ static bool stage_pieces(struct verbs_conn *c, struct batch *b, struct xwork *w)
         if (sends_free(c) <= VERBS_SENDS_SPARE || !piece_source(c, w, &b->sge[b->n]))
             return false;
         struct ibv_send_wr *wr = batch_add(c, b, true);
-        wr->opcode = IBV_WR_RDMA_WRITE;
+        uint32_t imm;
+        *told = wr->sg_list->length == w->frame.bytes && immediate_of(c, &w->frame, &imm);
+        wr->opcode = *told ? IBV_WR_RDMA_WRITE_WITH_IMM : IBV_WR_RDMA_WRITE;
+        if (*told)
+            wr->imm_data = htonl(imm);
         wr->wr.rdma.remote_addr = r->addr + w->frame.offset + w->sent;
         wr->wr.rdma.rkey = r->rkey;
         w->sent += wr->sg_list->length;
@@ -373,9 +400,12 @@ static bool stage(struct verbs_conn *c, struct batch *b, struct xwork *w)
 {
     if ((int32_t)(c->granted - c->frames_sent) <= 0 || sends_free(c) <= VERBS_SENDS_SPARE)
         return false;
-    bool eager = w->frame.bytes <= VERBS_EAGER;
-    if (!eager && w->sent < w->frame.bytes && !stage_pieces(c, b, w))
+    bool eager = w->frame.bytes <= VERBS_EAGER, told = false;
+    if (!eager && w->sent < w->frame.bytes && !stage_pieces(c, b, w, &told))
         return false;
+    c->frames_sent += told; // it takes a receive over there
+    if (told)
+        return true;
     if (sends_free(c) <= VERBS_SENDS_SPARE)
         return false;
     struct verbs_frame head = {.kind = eager ? VERBS_INLINE : VERBS_DATA,
@@ -383,6 +413,14 @@ static bool stage(struct verbs_conn *c, struct batch *b, struct xwork *w)
                                .notice = w->frame.notice,
                                .offset = w->frame.offset,
                                .bytes = w->frame.bytes};
+    if (!eager) {
+        uint32_t number = shape_number(&w->frame);
+        head.kind |= number << 8;
+        c->out_shapes[number] = (struct verbs_shape){.region = w->frame.region,
+                                                     .notice = w->frame.notice,
+                                                     .offset = w->frame.offset,
+                                                     .bytes = w->frame.bytes};
+    }
     struct verbs_frame *f = batch_frame(c, b, &head, eager ? w->frame.bytes : 0);
     if (eager && w->frame.bytes)
         memcpy(f->payload, w->src, w->frame.bytes);
@@ -572,17 +610,38 @@ static bool take_credits(struct verbs_conn *c, uint32_t granted)
     return true;
 }
 
+static bool take_immediate(struct verbs_conn *c, uint32_t imm, uint32_t got,
+                           struct xport_event *event)
+{
+    struct verbs_shape *s = &c->in_shapes[imm >> VERBS_STEP_BITS];
+    int32_t step = (int32_t)(imm << (32 - VERBS_STEP_BITS)) >> (32 - VERBS_STEP_BITS);
+    s->notice += (uint32_t)step;
+    struct xframe x = {
+        .region = s->region, .notice = s->notice, .offset = s->offset, .bytes = s->bytes};
+    if (s->bytes == 0 || got != s->bytes || !xport_target(c->x, &x))
+        return false;
+    c->unposted_taken++;
+    xlink_notice(c->link, &x, event);
+    return true;
+}
+
 static bool take_notice(struct verbs_conn *c, const struct verbs_frame *f, uint32_t got,
                         struct xport_event *event)
 {
     struct xframe x = {
         .region = f->region, .notice = f->notice, .offset = f->offset, .bytes = f->bytes};
     uint8_t *dst = xport_target(c->x, &x);
-    size_t payload = f->kind == VERBS_INLINE ? f->bytes : 0;
-    if (!dst || payload > VERBS_EAGER || got != VERBS_FRAME_HEAD + payload)
+    uint32_t number = f->kind >> 8;
+    bool carries = f->kind == VERBS_INLINE;
+    size_t payload = carries ? f->bytes : 0;
+    if (!dst || number >= VERBS_SHAPES || payload > VERBS_EAGER ||
+        got != VERBS_FRAME_HEAD + payload)
         return false;
     if (payload)
         memcpy(dst, f->payload, payload);
+    if (!carries)
+        c->in_shapes[number] = (struct verbs_shape){
+            .region = f->region, .notice = f->notice, .offset = f->offset, .bytes = f->bytes};
     c->unposted_taken++;
     xlink_notice(c->link, &x, event);
     return true;
@@ -601,8 +660,9 @@ static int take_frame(struct verbs_conn *c, const struct verbs_frame *f, uint32_
     if (got < VERBS_FRAME_HEAD || !take_credits(c, f->granted))
         return -1;
     bool bare = got == VERBS_FRAME_HEAD;
+    if ((f->kind & 0xff) == VERBS_DATA)
+        return take_notice(c, f, got, event) ? 1 : -1;
     switch (f->kind) {
-    case VERBS_DATA:
     case VERBS_INLINE:
         return take_notice(c, f, got, event) ? 1 : -1;
     case VERBS_CREDIT:
@@ -663,7 +723,11 @@ int verbs_receive(struct xlink *l, struct xport_event *events, int max)
         const struct verbs_frame *f = &c->buf->in[c->in_slot];
         c->in_slot = (c->in_slot + 1) % c->frames_n;
         c->unposted++;
-        int took = take_frame(c, f, wc->byte_len, &events[n]);
+        int took;
+        if (wc->opcode == IBV_WC_RECV_RDMA_WITH_IMM)
+            took = take_immediate(c, ntohl(wc->imm_data), wc->byte_len, &events[n]) ? 1 : -1;
+        else
+            took = take_frame(c, f, wc->byte_len, &events[n]);
         n += took > 0;
         if (took < 0) {
             conn_fail(c, STATUS_LINK_PROTOCOL, false);

@@ -1,8 +1,13 @@
 // The contract of rdma/xport.h, the same for every body: both ends in one thread, polled in turn,
 // so that each situation is exact.
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include "base/mem.h"
 #include "base/prng.h"
@@ -115,6 +120,75 @@ static void test_odd_sizes(void **state)
     end_close(a);
     end_close(b);
     free(src);
+}
+
+// Again and again to the same few places, as lanes do, with any notice: each arrives as it was
+// said.
+static void test_same_places(void **state)
+{
+    static const size_t sizes[] = {300, 4096, 4096, 40000, 17, 0};
+    enum { PLACES = 6, TIMES = 20 };
+    struct end *a, *b;
+    pair_open(&a, &b, NULL);
+    struct prng r;
+    prng_seed(&r, 11);
+    uint32_t notice = 0xfffffff0; // small steps over the end, then large ones
+    for (int i = 0; i < PLACES * TIMES; i++) {
+        size_t n = sizes[i % PLACES];
+        struct xwrite w = {.region = REGION,
+                           .offset = (uint64_t)(i % PLACES) * 65536,
+                           .src = a->mem + i % PLACES * 65536,
+                           .bytes = n,
+                           .notice = notice};
+        fill(a->mem + w.offset, n, (uint64_t)i);
+        assert_int_equal(end_write(a, &w), STATUS_OK);
+        pump(BOTH(a, b), &b->notices, i + 1);
+        pump(BOTH(a, b), &a->dones, i + 1);
+        const struct xport_event *ev = &b->history[i];
+        assert_true(ev->region == REGION && ev->offset == w.offset && ev->bytes == n);
+        assert_int_equal(ev->notice, notice);
+        assert_true(filled(b->mem + w.offset, n, (uint64_t)i));
+        notice = i < PLACES * TIMES / 2 ? notice + 1 : (uint32_t)prng_u64(&r);
+    }
+    end_close(a);
+    end_close(b);
+}
+
+// A receiver that looks now and then, and takes one event at a time: the sender is told FULL and
+// nothing is lost, reordered or kept in growing memory.
+static void test_slow_receiver(void **state)
+{
+    struct xport_config c = {.link_depth = 16};
+    struct end *a, *b;
+    pair_open(&a, &b, &c);
+    int total = world_rounds(3000), sent = 0, full = 0, seen = 0;
+    uint64_t end = now_us() + 60000000;
+    for (int turn = 0; seen < total && now_us() < end; turn++) {
+        struct xwrite w = {.region = REGION,
+                           .offset = (uint64_t)(sent % 512) * 4096,
+                           .src = a->mem,
+                           .bytes = (size_t)(sent % 4096),
+                           .notice = (uint32_t)sent};
+        enum status s = sent < total ? end_write(a, &w) : STATUS_FULL;
+        sent += s == STATUS_OK;
+        full += sent < total && s == STATUS_FULL;
+        end_poll(a);
+        struct xport_event ev;
+        // While the sender can send it is far behind; then it keeps up with one event in two turns.
+        if (turn % (sent < total ? 8 : 2) || xport_poll(b->x, &ev, 1) == 0)
+            continue;
+        if (ev.kind != XPORT_NOTICE)
+            continue;
+        assert_int_equal(ev.notice, seen);
+        assert_int_equal(ev.bytes, seen % 4096);
+        seen++;
+    }
+    assert_int_equal(seen, total);
+    assert_true(full > 0);
+    pump(BOTH(a, b), &a->dones, total);
+    assert_int_equal(a->done_bad, 0);
+    end_close(a);
+    end_close(b);
 }
 
 // A receiver that does not poll: FULL comes within a bound, and nothing is lost.
@@ -343,6 +417,87 @@ static void test_many_links(void **state)
     end_close(server);
 }
 
+// A thousand links between two ends, each of which works and ends.
+static void test_thousand_links(void **state)
+{
+    int n = world_rounds(1000);
+    struct rlimit lim;
+    assert_int_equal(getrlimit(RLIMIT_NOFILE, &lim), 0);
+    lim.rlim_cur = lim.rlim_max;
+    setrlimit(RLIMIT_NOFILE, &lim);
+    if (lim.rlim_cur < (rlim_t)(2 * n + 100)) {
+        printf("skipped: only %llu descriptors\n", (unsigned long long)lim.rlim_cur);
+        skip();
+    }
+    struct xport_config c = {.max_links = (uint32_t)n, .link_depth = 16, .handshake_ms = 60000};
+    struct end *a = end_open(&c), *b = end_open(&c);
+    struct xlink **links = mem_zalloc((size_t)n, sizeof *links);
+    for (int i = 0; i < n; i++) {
+        enum status s;
+        while ((s = xport_connect(a->x, xport_address(b->x), &i, sizeof i, NULL, &links[i],
+                                  NULL)) == STATUS_AGAIN)
+            pump_ms(BOTH(a, b), 1); // a full backlog
+        assert_int_equal(s, STATUS_OK);
+        if (i % 50 == 49)
+            pump(BOTH(a, b), &b->ups, i - 20);
+    }
+    pump(BOTH(a, b), &a->ups, n);
+    pump(BOTH(a, b), &b->ups, n);
+    for (int i = 0; i < n; i++) {
+        struct xwrite w = {.region = REGION,
+                           .offset = (uint64_t)i * 64,
+                           .src = &i,
+                           .bytes = sizeof i,
+                           .notice = (uint32_t)i};
+        assert_int_equal(xlink_write(links[i], &w), STATUS_OK);
+        pump(BOTH(a, b), &a->dones, i + 1);
+    }
+    pump(BOTH(a, b), &b->notices, n);
+    for (int i = 0; i < n; i++) {
+        int v;
+        memcpy(&v, b->mem + i * 64, sizeof v);
+        assert_int_equal(v, i);
+        xlink_close(links[i]);
+    }
+    pump(BOTH(a, b), &b->downs, n);
+    assert_int_equal(a->downs, 0);
+    free(links);
+    end_close(a);
+    end_close(b);
+}
+
+// A child of a fork holds copies of all descriptors: links work on, and a closed one is closed.
+static void test_fork(void **state)
+{
+    struct end *a, *b;
+    pair_open(&a, &b, NULL);
+    pid_t pid = fork();
+    assert_true(pid >= 0);
+    if (pid == 0) {
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
+        pause();
+        _exit(0);
+    }
+    for (int i = 0; i < 100; i++) {
+        fill(a->mem, 5000, (uint64_t)i);
+        struct xwrite w = {.region = REGION, .src = a->mem, .bytes = 5000, .notice = 1};
+        assert_int_equal(end_write(a, &w), STATUS_OK);
+        pump(BOTH(a, b), &b->notices, i + 1);
+        pump(BOTH(a, b), &a->dones, i + 1);
+        assert_true(filled(b->mem, 5000, (uint64_t)i));
+    }
+    xlink_close(a->link);
+    pump(BOTH(a, b), &b->downs, 1);
+    assert_int_equal(b->down, STATUS_LINK_DOWN);
+    end_connect(a, b); // and the listener is the parent's alone
+    pump(BOTH(a, b), &b->ups, 2);
+    end_close(a);
+    pump(&b, 1, &b->downs, 2);
+    end_close(b);
+    kill(pid, SIGKILL);
+    assert_int_equal(waitpid(pid, NULL, 0), pid);
+}
+
 static void test_max_links_of_the_caller(void **state)
 {
     struct xport_config c = {.max_links = 1};
@@ -521,7 +676,9 @@ int main(int argc, char **argv)
         T(test_hello),
         T(test_order_and_visibility),
         T(test_odd_sizes),
+        T(test_same_places),
         T(test_back_pressure),
+        T(test_slow_receiver),
         T(test_close_with_writes_under_way),
         T(test_peer_closes),
         T(test_last_words),
@@ -529,6 +686,8 @@ int main(int argc, char **argv)
         T(test_writes_out_of_range),
         T(test_region_after_up),
         T(test_many_links),
+        T(test_thousand_links),
+        T(test_fork),
         T(test_max_links_of_the_caller),
         T(test_both_connect),
         T(test_close_while_connecting),

@@ -230,7 +230,7 @@ static void test_false_listeners(void **state)
          STATUS_LINK_VERSION},
         {"garbage", {.magic = 0x12345678}, sizeof(struct xgreeting), STATUS_LINK_PROTOCOL},
         {"unknown code",
-         {.magic = XPORT_MAGIC, .version = 1, .kind = (uint8_t)world_kind, .code = 77},
+         {.magic = XPORT_MAGIC, .version = XPORT_VERSION, .kind = (uint8_t)world_kind, .code = 77},
          sizeof(struct xgreeting),
          STATUS_LINK_PROTOCOL},
         {"silence", {0}, 0, STATUS_LINK_TIMEOUT},

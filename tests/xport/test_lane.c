@@ -93,7 +93,7 @@ static void *ring_body(void *arg)
     struct lane *tx, *rx;
     CHECK(lane_open_tx(h, &out, &tx, &e) == STATUS_OK);
     CHECK(lane_open_rx(h, &in, &rx, &e) == STATUS_OK);
-    enum status s = lane_hub_connect(h, m->team->addresses, 20000, &e);
+    enum status s = lane_hub_connect(h, m->team->addresses, 60000, &e);
     if (s != STATUS_OK)
         fprintf(stderr, "%s\n", e.text);
     CHECK(s == STATUS_OK);
@@ -138,7 +138,7 @@ static void *credit_body(void *arg)
     struct lane_config c = {.channel = 0, .peer = !m->rank, .slots = 3, .slot_bytes = 8};
     struct lane *l;
     CHECK((m->rank ? lane_open_rx : lane_open_tx)(h, &c, &l, NULL) == STATUS_OK);
-    CHECK(lane_hub_connect(h, m->team->addresses, 20000, NULL) == STATUS_OK);
+    CHECK(lane_hub_connect(h, m->team->addresses, 60000, NULL) == STATUS_OK);
     const void *bytes;
     size_t n;
     if (m->rank == 0) {
@@ -191,7 +191,7 @@ static void *last_words_body(void *arg)
     size_t n;
     CHECK((m->rank ? lane_open_rx : lane_open_tx)(h, &c, &l, NULL) == STATUS_OK);
     CHECK((m->rank ? lane_open_tx : lane_open_rx)(h, &go, &start, NULL) == STATUS_OK);
-    CHECK(lane_hub_connect(h, m->team->addresses, 20000, NULL) == STATUS_OK);
+    CHECK(lane_hub_connect(h, m->team->addresses, 60000, NULL) == STATUS_OK);
     if (m->rank == 0) {
         CHECK(lane_recv_wait(start, 20000, &bytes, &n) == STATUS_OK);
         CHECK(lane_send(l, "one", 3) == STATUS_OK && lane_send(l, "two", 3) == STATUS_OK);
@@ -230,7 +230,7 @@ static void *told_body(void *arg)
     struct lane_hub *h = m->team->hubs[m->rank];
     enum status s = begin(m);
     if (s == STATUS_OK)
-        s = lane_hub_connect(h, m->team->addresses, 20000, NULL);
+        s = lane_hub_connect(h, m->team->addresses, 60000, NULL);
     pthread_barrier_wait(&all_linked);
     CHECK(s == STATUS_OK);
     if (m->rank == 0) {
@@ -316,7 +316,7 @@ static void *late_body(void *arg)
     if (m->rank == 2)
         sleep_ms(300);
     CHECK(begin(m) == STATUS_OK);
-    enum status s = lane_hub_connect(m->team->hubs[m->rank], m->team->addresses, 20000, &e);
+    enum status s = lane_hub_connect(m->team->hubs[m->rank], m->team->addresses, 60000, &e);
     if (s != STATUS_OK)
         fprintf(stderr, "%s\n", e.text);
     CHECK(s == STATUS_OK);
@@ -349,7 +349,7 @@ static void test_abort(void **state)
     assert_int_equal(begin(&m), STATUS_OK);
     pthread_create(&thread, NULL, abort_later, &m);
     uint64_t start = now_us();
-    assert_int_equal(lane_hub_connect(t.hubs[1], t.addresses, 20000, &e), STATUS_ABORTED);
+    assert_int_equal(lane_hub_connect(t.hubs[1], t.addresses, 60000, &e), STATUS_ABORTED);
     assert_in_range(now_us() - start, 40000, NOTICED_US);
     pthread_join(thread, NULL);
 

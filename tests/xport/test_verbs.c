@@ -1,6 +1,7 @@
 // What only the verbs body has: broken wires, a removed device, hostile use of keys and frames,
 // sources that the device reads itself, the limit on locked memory. Runs inside tests/rdma-vm,
 // whose `net` breaks the wire ($RDMA_NET).
+#include <arpa/inet.h>
 #include <errno.h>
 #include <signal.h>
 #include <stdio.h>
@@ -74,10 +75,19 @@ static void await_loss(const char *what, struct end *a, struct end *b, const uin
     assert_in_range(seen_b - t, 0, (NOTICE_MS + SLACK_MS) * 1000);
 }
 
+// Links as the product has them, which are to break soon.
+static void prompt_pair_open(struct end **a, struct end **b)
+{
+    struct xport_wire patient = world_wire;
+    world_wire = (struct xport_wire){0};
+    pair_open(a, b, NULL);
+    world_wire = patient;
+}
+
 static void run_fault(const char *what, const char *arg, const char *mend, bool streams)
 {
     struct end *a, *b;
-    pair_open(&a, &b, NULL);
+    prompt_pair_open(&a, &b);
     pump_ms(BOTH(a, b), 10);
     char text[64];
     snprintf(text, sizeof text, "%s %s, %s", what, arg ? arg : "", streams ? "streaming" : "idle");
@@ -113,7 +123,7 @@ static void test_unplugged_idle(void **state)
 static void test_cut_asleep(void **state)
 {
     struct end *a, *b;
-    pair_open(&a, &b, NULL);
+    prompt_pair_open(&a, &b);
     pump_ms(BOTH(a, b), 10);
     net("cut", NULL);
     uint64_t t = now_us();
@@ -133,7 +143,7 @@ static void stream_checked(struct end *a, struct end *b, int n, size_t slot)
 {
     size_t slots = REGION_BYTES / slot;
     int sent = 0, seen = 0;
-    uint64_t deadline = now_us() + 30000000;
+    uint64_t deadline = now_us() + 60000000;
     while (seen < n && now_us() < deadline && a->downs + b->downs == 0) {
         while (sent < n && sent - seen < (int)slots && sent - a->dones < (int)slots) {
             uint8_t *src = a->mem + (size_t)sent % slots * slot;
@@ -172,7 +182,7 @@ static void test_registered_sources(void **state)
 static void test_loss(void **state)
 {
     struct end *a, *b;
-    pair_open(&a, &b, NULL);
+    prompt_pair_open(&a, &b);
     net("loss", "1%");
     uint64_t t = now_us();
     stream_checked(a, b, 1000, 4096);
@@ -282,6 +292,44 @@ static void test_bad_frames(void **state)
     }
 }
 
+// An immediate that names no earlier write, and one whose length is another.
+static void test_bad_immediates(void **state)
+{
+    for (int known = 0; known < 2; known++) {
+        struct end *a, *b;
+        pair_open(&a, &b, NULL);
+        struct verbs_conn *c = ((struct verbs_link *)a->link)->conn;
+        struct xwrite w = {.region = REGION, .src = a->mem, .bytes = 4096};
+        if (known) {
+            assert_int_equal(end_write(a, &w), STATUS_OK);
+            pump(BOTH(a, b), &b->notices, 1);
+            pump(BOTH(a, b), &a->dones, 1);
+        }
+        uint32_t number = 0;
+        while (known && c->out_shapes[number].bytes == 0)
+            number++;
+        struct ibv_sge sge = {(uintptr_t)c->buf, 300, c->buf_mr->lkey};
+        struct ibv_send_wr wr = {.wr_id = c->sent++,
+                                 .sg_list = &sge,
+                                 .num_sge = 1,
+                                 .opcode = IBV_WR_RDMA_WRITE_WITH_IMM,
+                                 .send_flags = IBV_SEND_SIGNALED,
+                                 .imm_data = htonl(number << VERBS_STEP_BITS)},
+                           *bad;
+        wr.wr.rdma.remote_addr = c->peers[0].addr;
+        wr.wr.rdma.rkey = c->peers[0].rkey;
+        assert_int_equal(ibv_post_send(c->id->qp, &wr, &bad), 0);
+        uint64_t t = now_us();
+        while ((a->downs == 0 || b->downs == 0) && now_us() - t < NOTICED_US)
+            if (end_poll(a) + end_poll(b) == 0)
+                xport_wait(a->x, 2);
+        assert_int_equal(b->down, STATUS_LINK_PROTOCOL);
+        assert_int_equal(b->notices, known);
+        end_close(a);
+        end_close(b);
+    }
+}
+
 static void test_random_frames(void **state)
 {
     for (uint64_t i = 0; i < 30; i++) {
@@ -367,7 +415,6 @@ static void test_device_removal(void **state)
 int main(int argc, char **argv)
 {
     world_init(argc, argv);
-    world_wire = (struct xport_wire){0};
     if (argc == 3 && !strcmp(argv[2], "memlock"))
         return run_memlock();
     if (!getenv("RDMA_NET")) {
@@ -376,17 +423,12 @@ int main(int argc, char **argv)
     }
     setvbuf(stdout, NULL, _IOLBF, 0);
     const struct CMUnitTest tests[] = {
-        T(test_registered_sources),
-        T(test_close_while_the_device_reads),
-        T(test_bad_frames),
-        T(test_random_frames),
-        T(test_wrong_key),
-        T(test_memlock_limit),
-        T(test_loss),
-        T(test_cut_streaming),
-        T(test_cut_idle),
-        T(test_cut_asleep),
-        T(test_unplugged_streaming),
+        T(test_registered_sources), T(test_close_while_the_device_reads),
+        T(test_bad_frames),         T(test_random_frames),
+        T(test_bad_immediates),     T(test_wrong_key),
+        T(test_memlock_limit),      T(test_loss),
+        T(test_cut_streaming),      T(test_cut_idle),
+        T(test_cut_asleep),         T(test_unplugged_streaming),
         T(test_unplugged_idle),
     };
     const struct CMUnitTest last[] = {cmocka_unit_test(test_device_removal)};
