@@ -19,12 +19,13 @@
 #include "base/mem.h"
 #include "node/comm_xport.h"
 #include "tools/bench.h"
+#include "tools/bench_xport.h"
 #include "tools/cmd.h"
 #include "tools/cmdline.h"
 
 enum {
-    REGION = 1,
-    REGION_BYTES = 32 << 20,
+    REGION = BENCH_XPORT_REGION,
+    REGION_BYTES = BENCH_XPORT_BYTES,
     REPEATS = 5,
     STREAM_REPEATS = 20,
     ROUNDS = 2000,
@@ -36,15 +37,6 @@ struct bench {
     bool json;
     enum xport_kind kind;
     uint8_t *src; // [REGION_BYTES]
-};
-
-// One end of the link: counters of what xport_poll gave.
-struct side {
-    struct xport *x;
-    struct xlink *link;
-    uint64_t notices, dones;
-    uint32_t last; // notice
-    bool up, down;
 };
 
 static void die(const char *what)
@@ -105,10 +97,15 @@ static int side_poll(struct side *s)
     int n = xport_poll(s->x, ev, 32);
     for (int i = 0; i < n; i++) {
         s->dones += ev[i].kind == XPORT_WRITE_DONE;
-        s->down |= ev[i].kind == XPORT_LINK_DOWN;
+        if (ev[i].kind == XPORT_LINK_DOWN) {
+            s->down = true;
+            s->why = ev[i].status;
+        }
         if (ev[i].kind == XPORT_LINK_UP) {
             s->up = true;
             s->link = ev[i].link;
+            s->hello_n = ev[i].hello_n;
+            memcpy(s->hello, ev[i].hello, ev[i].hello_n);
         }
         if (ev[i].kind == XPORT_NOTICE) {
             s->notices++;
@@ -118,31 +115,36 @@ static int side_poll(struct side *s)
     return n;
 }
 
-static void side_turn(struct side *s)
+void bench_side_turn(struct side *s)
 {
     if (side_poll(s) == 0)
         xport_wait(s->x, 1000);
 }
 
-static void side_write(struct side *s, const struct xwrite *w)
+void bench_side_write(struct side *s, const struct xwrite *w)
 {
     enum status st;
     while ((st = xlink_write(s->link, w)) == STATUS_FULL)
-        side_turn(s);
+        bench_side_turn(s);
     if (st != STATUS_OK && !s->down)
         die(status_text(st));
 }
 
-static struct side side_open(enum xport_kind kind, uint32_t spin_us)
+struct side bench_side_open(const struct xport_config *c)
 {
-    struct xport_config c = {.kind = kind, .spin_us = spin_us};
     struct side s = {0};
     struct errmsg e;
     void *base;
-    if (xport_open(&c, &s.x, &e) != STATUS_OK ||
+    if (xport_open(c, &s.x, &e) != STATUS_OK ||
         xport_region_create(s.x, REGION, REGION_BYTES, &base, &e) != STATUS_OK)
         die(e.text);
+    s.mem = base;
     return s;
+}
+
+static struct side side_open(enum xport_kind kind, uint32_t spin_us)
+{
+    return bench_side_open(&(struct xport_config){.kind = kind, .spin_us = spin_us});
 }
 
 struct far_end {
@@ -164,12 +166,12 @@ static void far_body(void *ctx, int talk)
     uint8_t *src = mem_zalloc(1, bytes + 1);
     uint64_t told = 0;
     while (!s.down) {
-        side_turn(&s);
+        bench_side_turn(&s);
         for (; f->echo && told < s.notices; told++)
-            side_write(&s, &(struct xwrite){.region = REGION, .src = src, .bytes = bytes});
+            bench_side_write(&s, &(struct xwrite){.region = REGION, .src = src, .bytes = bytes});
         if (told < s.notices && s.link && !s.down) {
             told = s.notices;
-            side_write(&s, &(struct xwrite){.region = REGION, .notice = (uint32_t)told});
+            bench_side_write(&s, &(struct xwrite){.region = REGION, .notice = (uint32_t)told});
         }
     }
 }
@@ -185,7 +187,7 @@ static struct side near_open(struct far_end *f, struct child *c, uint32_t bytes)
     if (xport_connect(s.x, address, NULL, 0, NULL, &s.link, &e) != STATUS_OK)
         die(e.text);
     while (!s.up && !s.down)
-        side_turn(&s);
+        bench_side_turn(&s);
     return s;
 }
 
@@ -215,23 +217,23 @@ static double copy_gb_s(const uint8_t *src, size_t size)
     return (double)n * (double)size / (now - start) / 1e9;
 }
 
-static double write_gb_s(struct side *s, const uint8_t *src, size_t size)
+double bench_write_gb_s(struct side *s, const uint8_t *src, size_t size)
 {
     size_t slots = REGION_BYTES / size;
     uint64_t window = slots / 2 < 64 ? slots / 2 : 64;
     uint64_t n = 0, base = s->last, dones = s->dones;
     double start = bench_now_s(), now = start;
-    while (now - start < STREAM_S) {
+    while (now - start < STREAM_S && !s->down) {
         size_t at = n % slots * size;
-        while (base + n - s->last >= window)
-            side_turn(s);
-        side_write(
+        while (base + n - s->last >= window && !s->down)
+            bench_side_turn(s);
+        bench_side_write(
             s, &(struct xwrite){.region = REGION, .offset = at, .src = src + at, .bytes = size});
         n++;
         now = bench_now_s();
     }
-    while (s->last - base < n || s->dones - dones < n)
-        side_turn(s);
+    while ((s->last - base < n || s->dones - dones < n) && !s->down)
+        bench_side_turn(s);
     return (double)n * (double)size / (bench_now_s() - start) / 1e9;
 }
 
@@ -306,7 +308,7 @@ static void bench_bandwidth(const struct bench *b)
         double best = 0, limit = 0;
         for (int r = 0; r < STREAM_REPEATS; r++) {
             double l = shm ? copy_gb_s(b->src, sizes[i]) : stream_gb_s(b->src);
-            double v = write_gb_s(&s, b->src, sizes[i]);
+            double v = bench_write_gb_s(&s, b->src, sizes[i]);
             limit = l > limit ? l : limit;
             best = v > best ? v : best;
         }
@@ -325,16 +327,16 @@ static void bench_bandwidth(const struct bench *b)
 
 // --- round trips ---
 
-static double round_trip_us(struct side *s, const uint8_t *src, uint32_t bytes)
+double bench_round_trip_us(struct side *s, const uint8_t *src, uint32_t bytes, int rounds)
 {
     double start = bench_now_s();
-    for (int i = 0; i < ROUNDS; i++) {
+    for (int i = 0; i < rounds; i++) {
         uint64_t want = s->notices + 1;
-        side_write(s, &(struct xwrite){.region = REGION, .src = src, .bytes = bytes});
-        while (s->notices < want)
-            side_turn(s);
+        bench_side_write(s, &(struct xwrite){.region = REGION, .src = src, .bytes = bytes});
+        while (s->notices < want && !s->down)
+            bench_side_turn(s);
     }
-    return (bench_now_s() - start) / ROUNDS * 1e6;
+    return (bench_now_s() - start) / rounds * 1e6;
 }
 
 // Two atomics on cache lines of their own, in memory of both processes.
@@ -413,7 +415,7 @@ static void bench_round_trips(const struct bench *b)
         struct side s = near_open(&f, &c, cases[i].bytes);
         double best = 1e9;
         for (int r = 0; r < 2 * REPEATS; r++) {
-            double us = round_trip_us(&s, b->src, cases[i].bytes);
+            double us = bench_round_trip_us(&s, b->src, cases[i].bytes, ROUNDS);
             best = us < best ? us : best;
         }
         near_close(&s, &c);
@@ -502,25 +504,46 @@ static void bench_gathers(const struct bench *b)
 
 int bench_xport(int argc, char **argv)
 {
-    const char *kind = "all";
+    const char *kind = "all", *address = NULL, *bind_host = NULL;
+    bool listen_here = false;
     struct bench b = {0};
     const struct cmdline_opt opts[] = {
-        {"--kind", CMDLINE_CHOICE, &kind, "KIND", .choices = "all|shm|tcp", .help = "default: all"},
+        {"--kind", CMDLINE_CHOICE, &kind, "KIND", .choices = "all|shm|tcp|verbs",
+         .help = "default: all but verbs"},
+        {"--listen", CMDLINE_FLAG, &listen_here,
+         .help = "between hosts: print an address and serve those who measure against it"},
+        {"--connect", CMDLINE_STRING, &address, "ADDRESS",
+         .help = "between hosts: measure against what --listen printed there"},
+        {"--bind", CMDLINE_STRING, &bind_host, "HOST",
+         .help = "with those: the address of this host that the link uses"},
         {"--json", CMDLINE_FLAG, &b.json, .help = "one JSON object per line"},
         {0},
     };
-    const struct cmdline c = {.usage = "hadal bench xport [OPTION...]",
-                              .about =
-                                  "Transport between two processes of this host; best of several.",
-                              .opts = opts};
+    const struct cmdline c = {
+        .usage = "hadal bench xport [OPTION...]",
+        .about = "Transport between two processes of this host; best of several. Between hosts:\n"
+                 "--listen --kind tcp --bind HOST on one, --connect ADDRESS on the other.",
+        .opts = opts};
     int rc = cmdline_parse(&c, argc, argv, NULL, NULL);
     if (rc != CMDLINE_GO)
         return rc;
+    log_set_level(LOG_ERROR);
+    if (address)
+        return bench_xport_connect(address, bind_host, b.json);
+    if (listen_here) {
+        struct xport_config listen = {.bind_host = bind_host, .max_links = 1, .spin_us = 100000};
+        if (xport_kind_parse(kind, &listen.kind) != STATUS_OK) {
+            fprintf(stderr, "hadal bench xport: --listen needs --kind\n");
+            return CMD_USAGE;
+        }
+        return bench_xport_listen(&listen);
+    }
     log_set_level(LOG_ERROR); // who ends first is lost to the other, and that is fine here
     b.src = mem_alloc(REGION_BYTES);
     memset(b.src, 3, REGION_BYTES);
-    for (int k = XPORT_SHM; k <= XPORT_TCP; k++) {
-        if (strcmp(kind, "all") && strcmp(kind, xport_kind_name((enum xport_kind)k)))
+    for (int k = XPORT_SHM; k < XPORT_KINDS; k++) {
+        bool named = !strcmp(kind, xport_kind_name((enum xport_kind)k));
+        if (!named && (strcmp(kind, "all") || k == XPORT_VERBS))
             continue;
         b.kind = (enum xport_kind)k;
         bench_bandwidth(&b);
