@@ -316,6 +316,7 @@ struct coord {
     struct idmap requests;            // all that are known
     struct request *requests_by_time; // the same, in the order of their arrival
     struct tenants tenants;
+    struct session *sessions; // owned table of POOL_SESSIONS (pools.c)
     struct request_list retained;
     uint64_t retained_tokens;
     uint32_t live_n;            // QUEUED, RUNNING, MOVING
@@ -397,6 +398,9 @@ uint32_t scaling_nodes_wanted(const struct coord *c);
 // ---- state.c ----
 void state_tell(struct coord *c);
 STATUS_MUST_USE enum status state_restore(struct coord *c, const char *text, struct errmsg *err);
+
+// The session of a request that was admitted to p: its next ones go there as well.
+void pool_note_session(struct coord *c, uint64_t session, struct pool *p);
 
 // ---- replicas.c ----
 enum fence_kind {

@@ -203,6 +203,7 @@ static void admit(struct coord *c, struct pool *p, const struct coord_submit *s,
 {
     struct request *q = request_create(s, c->now_us);
     q->pool = p;
+    pool_note_session(c, s->session, p);
     p->admitted++;
     requests_add(c, q);
     c->live_n++;
@@ -362,6 +363,7 @@ void requests_restore(struct coord *c, const struct coord_restore *s)
         p = began;
     struct request *q = request_create(&s->submit, c->now_us);
     q->pool = p;
+    pool_note_session(c, s->submit.session, p);
     requests_add(c, q);
     c->live_n++;
     q->lane_band = q->band;

@@ -126,6 +126,7 @@ void pool_become(struct coord *c, struct pool *p, const struct coord_pool *set)
 
 void pools_free(struct coord *c)
 {
+    free(c->sessions);
     for (uint32_t i = 0; i < c->pools_n; i++) {
         struct pool *p = c->pools[i];
         ring_finish(&p->ring);
@@ -189,12 +190,46 @@ static bool better(const struct pool *p, const struct pool *than, uint64_t key)
     return score(p, key) > score(than, key);
 }
 
+// Where sessions are, so that they stay with their version and their KV when weights change. A
+// table without chains: who comes to the place of another takes it, and that one's next turn goes
+// by its key.
+enum { POOL_SESSIONS = 1 << 14 };
+static const uint64_t SESSION_US = 600000000; // idle for longer: it may go elsewhere
+
+struct session {
+    uint64_t id, last_us;
+    struct pool *pool;
+};
+
+static struct session *session_at(const struct coord *c, uint64_t id)
+{
+    return &c->sessions[hash_pair(id, POOL_SESSIONS) % POOL_SESSIONS];
+}
+
+void pool_note_session(struct coord *c, uint64_t session, struct pool *p)
+{
+    if (!session || c->pools_n < 2)
+        return;
+    if (!c->sessions)
+        c->sessions = mem_zalloc(POOL_SESSIONS, sizeof *c->sessions);
+    *session_at(c, session) = (struct session){session, c->now_us, p};
+}
+
+static struct pool *pool_of_session(const struct coord *c, uint64_t id)
+{
+    const struct session *s = id && c->sessions ? session_at(c, id) : NULL;
+    return s && s->id == id && c->now_us - s->last_us < SESSION_US ? s->pool : NULL;
+}
+
 struct pool *pool_choose(struct coord *c, const struct coord_submit *s, const char **why_out)
 {
     struct pool *named = s->pool && *s->pool ? pool_find(c, s->pool) : NULL;
     const char *model = s->model && *s->model ? s->model : c->pools[0]->set.model;
     if (named && !strcmp(named->set.model, model))
         return named;
+    struct pool *before = pool_of_session(c, s->session);
+    if (before && before->warm_n && takes(before, model, s))
+        return before;
     uint64_t key = s->session ? s->session : s->request;
     struct pool *best = NULL, *widest = NULL;
     for (uint32_t i = 0; i < c->pools_n; i++) {

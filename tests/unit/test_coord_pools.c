@@ -215,6 +215,26 @@ static void test_restore(void **state)
     coord_destroy(g.c);
 }
 
+// A session stays where it began when another pool would be its place now.
+static void test_sessions_stay(void **state)
+{
+    struct rig g;
+    struct coord_pool pools[] = {pool("small", "big"), pool("wide", "big")};
+    pools[0].prompt_max = 64;
+    rig_init(&g, pools, 2);
+    join(&g, 1, CONTEXT);
+    join(&g, 2, CONTEXT);
+    struct coord_submit s = {.prompt_n = 100, .session = 5};
+    assert_string_equal(submit(&g, s), "wide");
+    s.prompt_n = 10; // of its own it would go to the narrower one
+    assert_string_equal(submit(&g, s), "wide");
+    s.session = 6;
+    assert_string_equal(submit(&g, s), "small");
+    s.prompt_n = 100; // it has outgrown its pool
+    assert_string_equal(submit(&g, s), "wide");
+    coord_destroy(g.c);
+}
+
 static void test_fallback(void **state)
 {
     struct rig g;
@@ -270,6 +290,7 @@ int main(void)
         cmocka_unit_test(test_context_and_class),
         cmocka_unit_test(test_weights),
         cmocka_unit_test(test_restore),
+        cmocka_unit_test(test_sessions_stay),
         cmocka_unit_test(test_fallback),
         cmocka_unit_test(test_refused_configurations),
     };
