@@ -97,7 +97,8 @@ def programs(folder, suites):
     mine = [t for t in tests if {s.split(":")[-1] for s in t["suite"]} & set(suites)]
     loaded = {d for t in mine for d in t["depends"]}
     files = [f for t in introspect("targets", folder) if t["id"] in loaded for f in t["filename"]] if loaded else []
-    return sorted({os.path.relpath(p, folder) for p in [t["cmd"][0] for t in mine] + files})
+    names = {os.path.relpath(p, folder) for p in [t["cmd"][0] for t in mine] + files}
+    return sorted(n for n in names if not n.startswith(".."))  # scripts are not built
 
 
 def build(folder, options, tally, suites=None):
