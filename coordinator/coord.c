@@ -270,6 +270,7 @@ void coord_destroy(struct coord *c)
 {
     if (!c)
         return;
+    transfers_free(c);
     requests_free(c);
     tenants_finish(&c->tenants);
     replicas_free(c);

@@ -371,6 +371,17 @@ void coord_each_transfer(const struct coord *c,
     }
 }
 
+void transfers_free(struct coord *c)
+{
+    struct transfer *t, *next;
+    DL_FOREACH_SAFE(c->transfers, t, next)
+    {
+        core_disarm(c, &t->timer);
+        DL_DELETE(c->transfers, t);
+        free(t);
+    }
+}
+
 void transfers_check(const struct coord *c)
 {
     uint32_t n = 0, landed = 0, reserved = 0, sending = 0;

@@ -68,4 +68,5 @@ void transfer_on_ready(struct coord *c, struct replica *r, const struct msg_kv_r
 void transfer_on_done(struct coord *c, struct replica *r, const struct msg_kv_done *m);
 void transfer_timer(struct coord *c, struct transfer *t);
 
+void transfers_free(struct coord *c);
 void transfers_check(const struct coord *c); // for coord_check

@@ -298,7 +298,8 @@ static bool choose(struct load *l)
 {
     const struct worker *w = l->w;
     const bool present = access(l->dir, R_OK) == 0;
-    memcpy(l->sources, l->f->sources, l->f->sources_n * sizeof *l->sources);
+    for (uint32_t i = 0; i < l->f->sources_n; i++)
+        l->sources[i] = l->f->sources[i];
     l->sources_n = l->f->sources_n;
     if (w->config.random_weights || w->config.weights == WEIGHTS_DISK || !l->sources_n)
         return false;
