@@ -254,6 +254,16 @@ static enum status compute_faulty(struct worker *w, const struct step_plan *plan
     return rc;
 }
 
+// From here on it is this rank that the others wait for, whatever it does before its first layer.
+static void begin_step(struct worker_state *s, uint64_t step)
+{
+    struct comm_progress *p = comm_progress(s->comm);
+    atomic_store_explicit(&p->layer, 0, memory_order_relaxed);
+    atomic_store_explicit(&p->collective, 0, memory_order_relaxed);
+    atomic_store_explicit(&p->changed_us, clock_us(), memory_order_relaxed);
+    atomic_store_explicit(&p->step, step, memory_order_relaxed);
+}
+
 static void compute_plan(struct worker *w, const void *bytes, size_t n,
                          const struct hidden_rows *hidden)
 {
@@ -263,6 +273,8 @@ static void compute_plan(struct worker *w, const void *bytes, size_t n,
     enum status rc = step_plan_decode(&s->decoder, bytes, n, &plan, &e);
     if (rc == STATUS_OK && plan.epoch != s->form.epoch)
         rc = errmsg_set(&e, STATUS_STALE_EPOCH, "plan of epoch %" PRIu64, plan.epoch);
+    if (rc == STATUS_OK)
+        begin_step(s, plan.step);
     if (rc == STATUS_OK)
         rc = w->config.fault_file ? compute_faulty(w, &plan, hidden, &e)
                                   : compute(w, &plan, hidden, &e);
