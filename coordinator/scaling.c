@@ -7,10 +7,19 @@
 
 enum { LOOK_US = 1000000 };
 
+// It gave a replica to requests of another version: one more here would take it back from them.
+static bool lends(const struct coord *c, const struct pool *p)
+{
+    for (uint32_t i = 0; i < c->pools_n; i++)
+        if (c->pools[i]->lender == p)
+            return true;
+    return false;
+}
+
 static bool busy(const struct coord *c, const struct pool *p)
 {
     bool shifts = c->shift.state != ROLLOUT_IDLE && (p == c->shift.from || p == c->shift.to);
-    return shifts || p->lender || !p->set.weight;
+    return shifts || p->lender || lends(c, p) || !p->set.weight;
 }
 
 static void look(struct coord *c, struct pool *p)
