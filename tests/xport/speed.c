@@ -135,6 +135,50 @@ static void measure_bandwidth(struct side *s, uint64_t writes)
     printf("bandwidth 1 MiB: %.1f MB/s\n", (double)(writes * BIG) * 1e3 / (double)(now_ns() - t));
 }
 
+// A far end of its own for each figure, before any device is opened (they share no verbs with a fork).
+struct far {
+    pid_t pid;
+    int address; // pipe
+};
+
+static struct far far_start(enum xport_kind kind, const char *host, uint32_t spin_us)
+{
+    int fds[2];
+    if (pipe(fds) < 0)
+        die("pipe");
+    struct far f = {.pid = fork(), .address = fds[0]};
+    if (f.pid == 0) {
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
+        far_end(kind, host, spin_us, fds[1]);
+    }
+    close(fds[1]);
+    return f;
+}
+
+static struct side far_connect(struct far *f, enum xport_kind kind, const char *near)
+{
+    char address[LIMIT_ADDR];
+    struct errmsg e;
+    if (read(f->address, address, sizeof address) != sizeof address)
+        die("the other process is gone");
+    struct side s = side_open(kind, near, 100000);
+    if (xport_connect(s.x, address, NULL, 0, NULL, &s.link, &e) != STATUS_OK)
+        die(e.text);
+    return s;
+}
+
+static void far_end_now(struct far *f, struct side *s)
+{
+    xport_close(s->x);
+    waitpid(f->pid, NULL, 0);
+}
+
+static void wait_up(struct side *s)
+{
+    while (!s->up && !s->down)
+        turn(s);
+}
+
 int main(int argc, char **argv)
 {
     enum xport_kind kind;
@@ -142,26 +186,16 @@ int main(int argc, char **argv)
         fprintf(stderr, "usage: xport_speed KIND FAR-HOST NEAR-HOST ROUNDS WRITES\n");
         return 2;
     }
-    int fds[2];
-    if (pipe(fds) < 0)
-        die("pipe");
-    pid_t pid = fork(); // before either opens a device
-    if (pid == 0) {
-        prctl(PR_SET_PDEATHSIG, SIGKILL);
-        far_end(kind, argv[2], 100000, fds[1]);
-    }
-    char address[LIMIT_ADDR];
-    if (read(fds[0], address, sizeof address) != sizeof address)
-        die("the other process is gone");
-    struct side s = side_open(kind, argv[3], 100000);
-    struct errmsg e;
-    if (xport_connect(s.x, address, NULL, 0, NULL, &s.link, &e) != STATUS_OK)
-        die(e.text);
-    while (!s.up && !s.down)
-        turn(&s);
+    // Both spin for latency. For bandwidth the far end sleeps until something comes, as perftest's
+    // server does: where the device is software, a spinning core is taken from it.
+    struct far spinning = far_start(kind, argv[2], 100000), sleeping = far_start(kind, argv[2], 0);
+    struct side s = far_connect(&spinning, kind, argv[3]);
+    wait_up(&s);
     measure_latency(&s, atoi(argv[4]));
+    far_end_now(&spinning, &s);
+    s = far_connect(&sleeping, kind, argv[3]);
+    wait_up(&s);
     measure_bandwidth(&s, strtoull(argv[5], NULL, 10));
-    xport_close(s.x);
-    waitpid(pid, NULL, 0);
+    far_end_now(&sleeping, &s);
     return 0;
 }
