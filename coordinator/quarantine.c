@@ -195,10 +195,19 @@ void quarantine_note_fault(struct coord *c, struct member *m, const char *why)
 
 // ---- stragglers ----
 
+enum { RECENT_US = 1000000, ACQUITTED_US = 60000000, FORGET_US = 30000000 };
+
+// Not the slowest, though it computes. A suspect that has just nothing to do (requests avoid slow
+// ones) is cleared only by time.
+static bool is_cleared(const struct coord *c, const struct replica *r, bool slowest)
+{
+    uint64_t idle_us = c->now_us - r->pace.last_us;
+    return idle_us > FORGET_US || (!slowest && idle_us <= RECENT_US);
+}
+
 // Those of one pool do the same work. True: one was fenced.
 static bool judge_pool(struct coord *c, const struct pool *p)
 {
-    enum { RECENT_US = 1000000, ACQUITTED_US = 60000000 };
     const struct pace **v = arena_alloc(&c->arena, p->replicas_n, sizeof *v);
     struct replica **of = arena_alloc(&c->arena, p->replicas_n, sizeof *of);
     uint32_t n = 0;
@@ -212,8 +221,10 @@ static bool judge_pool(struct coord *c, const struct pool *p)
     for (uint32_t i = 0; i < n; i++) {
         struct replica *r = of[i];
         bool acquitted = r->slow_acquitted_us && c->now_us < r->slow_acquitted_us + ACQUITTED_US;
-        if (i != slowest || acquitted)
+        if (acquitted || is_cleared(c, r, i == slowest))
             r->slow_since_us = 0;
+        else if (i != slowest)
+            continue;
         else if (!r->slow_since_us)
             r->slow_since_us = c->now_us;
         else if (c->now_us - r->slow_since_us >= 1000ull * c->cfg.slow_ms && room_for_one(c)) {
