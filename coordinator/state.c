@@ -69,6 +69,10 @@ void state_tell(struct coord *c)
     free(c->state);
     c->state = mem_strdup(text);
     core_emit(c, COORD_STATE)->state.text = c->state;
+    // Before all else of this step: what an operator is answered must be kept by then.
+    struct coord_action told = c->actions[c->actions_n - 1];
+    memmove(c->actions + 1, c->actions, (c->actions_n - 1) * sizeof told);
+    c->actions[0] = told;
 }
 
 const char *coord_state(const struct coord *c)
