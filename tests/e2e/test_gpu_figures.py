@@ -78,6 +78,7 @@ def cluster(start):
 @pytest.fixture
 def node(cluster):
     n = Node(cluster.rpc, "gpu1")
+    wait_for("it to join", lambda: cluster.node("gpu1") is not None)
     yield n
     n.close()
 
@@ -85,7 +86,7 @@ def node(cluster):
 def test_figures(cluster, node):
     node.beat = heartbeat(name="Fake 100", utilization=97, used=20 << 30, total=80 << 30, celsius=61, mw=512345,
                           mhz=1755, corrected=3)
-    wait_for("the figures", lambda: ((cluster.node("gpu1") or {}).get("gpu") or {}).get("utilization_percent") == 97)
+    wait_for("the figures", lambda: (cluster.node("gpu1").get("gpu") or {}).get("utilization_percent") == 97)
     gpu = cluster.node("gpu1")["gpu"]
     assert gpu["power_w"] == 512 and gpu["temperature_c"] == 61 and not gpu["suspect"] and gpu["reason"] is None
     assert "gpu" not in cluster.node("1"), "a node that computes on no GPU"
