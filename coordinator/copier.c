@@ -214,6 +214,27 @@ bool copier_record(const struct coord_action *a, struct copy_record *out)
     }
 }
 
+struct copy_record copier_submit(const struct coord_request_view *v)
+{
+    struct copy_record r = {.what = COPY_SUBMIT,
+                            .request = v->id,
+                            .tenant = v->tenant,
+                            .model = v->model,
+                            .pool = v->pool,
+                            .session = v->session,
+                            .fingerprint = v->fingerprint,
+                            .prompt_n = v->prompt ? 0 : v->prompt_n,
+                            .journal = {.request = v->id,
+                                        .prompt = v->prompt,
+                                        .prompt_n = v->prompt ? v->prompt_n : 0,
+                                        .max_tokens = v->max_tokens,
+                                        .stop_ids_n = v->stop_ids_n,
+                                        .band = v->band,
+                                        .sampling = v->sampling}};
+    memcpy(r.journal.stop_ids, v->stop_ids, v->stop_ids_n * sizeof *v->stop_ids);
+    return r;
+}
+
 bool copier_record_after(const struct coord_action *a, struct copy_record *out)
 {
     switch (a->kind) {

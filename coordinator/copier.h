@@ -58,4 +58,6 @@ const struct coord_action *copier_next(struct copier *c);
 // Before it is held: what clients will see stands on it. The end of a request (FORGET, REFUSED) is
 // told only after clients have seen it: copier_record_after.
 bool copier_record(const struct coord_action *a, struct copy_record *out);
+// The SUBMIT of a request as it is known now, without what the shell adds (`head`); borrows from v.
+struct copy_record copier_submit(const struct coord_request_view *v);
 bool copier_record_after(const struct coord_action *a, struct copy_record *out);

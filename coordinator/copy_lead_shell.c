@@ -47,27 +47,12 @@ void lead_record(struct copies *c, const struct copy_record *r)
 
 struct copy_record lead_submit_record(const struct coord_request_view *v, const struct live *l)
 {
-    struct copy_record r = {.what = COPY_SUBMIT,
-                            .request = v->id,
-                            .tenant = v->tenant,
-                            .model = v->model,
-                            .pool = v->pool,
-                            .session = v->session,
-                            .fingerprint = v->fingerprint,
-                            .prompt_n = v->prompt ? 0 : v->prompt_n,
-                            .journal = {.request = v->id,
-                                        .prompt = v->prompt,
-                                        .prompt_n = v->prompt ? v->prompt_n : 0,
-                                        .max_tokens = v->max_tokens,
-                                        .stop_ids_n = v->stop_ids_n,
-                                        .band = v->band,
-                                        .sampling = v->sampling},
-                            .head = {.api = l->head.kind,
-                                     .created = l->head.created,
-                                     .include_usage = l->head.include_usage,
-                                     .stop = l->stop,
-                                     .stop_n = l->stop_n}};
-    memcpy(r.journal.stop_ids, v->stop_ids, v->stop_ids_n * sizeof *v->stop_ids);
+    struct copy_record r = copier_submit(v);
+    r.head.api = l->head.kind;
+    r.head.created = l->head.created;
+    r.head.include_usage = l->head.include_usage;
+    r.head.stop = l->stop;
+    r.head.stop_n = l->stop_n;
     return r;
 }
 

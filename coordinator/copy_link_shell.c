@@ -71,18 +71,8 @@ static void flush(struct copy_link *l)
 {
     if (l->writing || l->closing)
         return;
-    struct strbuf *next = &l->out;
-    if (l->secure) {
-        if (l->out.n && secure_seal(l->secure, l->out.v, l->out.n, &l->wire) == STATUS_OK)
-            strbuf_clear(&l->out);
-        next = &l->wire;
-    }
-    if (!next->n)
+    if (!secure_take(l->secure, &l->out, &l->wire, &l->sending))
         return;
-    struct strbuf swap = l->sending;
-    l->sending = *next;
-    *next = swap;
-    strbuf_clear(next);
     uv_buf_t buf = uv_buf_init(l->sending.v, (unsigned)l->sending.n);
     l->write.data = l;
     l->writing = true;

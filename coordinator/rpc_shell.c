@@ -87,18 +87,8 @@ static void flush_conn(struct rpc_conn *c)
 {
     if (c->closing || c->writing)
         return;
-    struct strbuf *next = &c->out;
-    if (c->secure) {
-        if (c->out.n && secure_seal(c->secure, c->out.v, c->out.n, &c->wire) == STATUS_OK)
-            strbuf_clear(&c->out);
-        next = &c->wire;
-    }
-    if (!next->n)
+    if (!secure_take(c->secure, &c->out, &c->wire, &c->sending))
         return;
-    struct strbuf swap = c->sending;
-    c->sending = *next;
-    *next = swap;
-    strbuf_clear(next);
     uv_buf_t buf = uv_buf_init(c->sending.v, (unsigned)c->sending.n);
     c->write.data = c;
     c->writing = true;

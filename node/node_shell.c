@@ -164,18 +164,8 @@ static void conn_flush(struct conn *c)
             conn_drop(c, "does not read what we send");
         return;
     }
-    struct strbuf *next = &c->out;
-    if (c->secure) {
-        if (c->out.n && secure_seal(c->secure, c->out.v, c->out.n, &c->wire) == STATUS_OK)
-            strbuf_clear(&c->out);
-        next = &c->wire;
-    }
-    if (!next->n)
+    if (!secure_take(c->secure, &c->out, &c->wire, &c->writing))
         return;
-    struct strbuf full = *next;
-    *next = c->writing;
-    c->writing = full;
-    strbuf_clear(next);
 
     uv_buf_t buf = uv_buf_init(c->writing.v, (unsigned)c->writing.n);
     int n = uv_try_write((uv_stream_t *)&c->tcp, &buf, 1);

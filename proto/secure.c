@@ -287,6 +287,23 @@ enum status secure_seal(struct secure *s, const void *bytes, size_t n, struct st
     return STATUS_OK;
 }
 
+bool secure_take(struct secure *s, struct strbuf *out, struct strbuf *wire, struct strbuf *sending)
+{
+    struct strbuf *next = out;
+    if (s) {
+        if (out->n && secure_seal(s, out->v, out->n, wire) == STATUS_OK)
+            strbuf_clear(out);
+        next = wire;
+    }
+    if (!next->n)
+        return false;
+    struct strbuf swap = *sending;
+    *sending = *next;
+    *next = swap;
+    strbuf_clear(next);
+    return true;
+}
+
 bool secure_is_up(const struct secure *s)
 {
     return s->up;

@@ -42,6 +42,10 @@ enum status secure_feed(struct secure *s, const void *bytes, size_t n, struct st
                         struct strbuf *wire, struct errmsg *e);
 // Appends `n` bytes, encrypted, to `wire`. AGAIN, with nothing done: not before secure_is_up.
 enum status secure_seal(struct secure *s, const void *bytes, size_t n, struct strbuf *wire);
+// What goes to the socket next: `sending` (written before, its memory kept) gets all of `out`, sealed
+// by way of `wire`, or as it is when s is NULL. Before secure_is_up only the handshake's bytes go.
+// False: nothing is to be sent.
+bool secure_take(struct secure *s, struct strbuf *out, struct strbuf *wire, struct strbuf *sending);
 // The handshake is over: the peer has the key.
 bool secure_is_up(const struct secure *s);
 // And it is the cluster's, not the clients'.

@@ -51,26 +51,6 @@ static void send_record(struct world *w, struct copy_record *r)
     tell_record(w, r);
 }
 
-static void submit_record(struct copy_record *r, const struct coord_request_view *v)
-{
-    *r = (struct copy_record){.what = COPY_SUBMIT,
-                              .request = v->id,
-                              .tenant = v->tenant,
-                              .model = v->model,
-                              .pool = v->pool,
-                              .session = v->session,
-                              .fingerprint = v->fingerprint,
-                              .prompt_n = v->prompt ? 0 : v->prompt_n,
-                              .journal = {.request = v->id,
-                                          .prompt = v->prompt,
-                                          .prompt_n = v->prompt ? v->prompt_n : 0,
-                                          .max_tokens = v->max_tokens,
-                                          .stop_ids_n = v->stop_ids_n,
-                                          .band = v->band,
-                                          .sampling = v->sampling}};
-    memcpy(r->journal.stop_ids, v->stop_ids, sizeof r->journal.stop_ids);
-}
-
 static void tokens_record(struct copy_record *r, const struct coord_request_view *v)
 {
     struct token_out *t = mem_zalloc(v->tokens_n, sizeof *t);
@@ -91,7 +71,7 @@ void standby_submitted(struct world *w, uint64_t id)
         return;
     if (!v.prompt)
         return;
-    submit_record(&r, &v);
+    r = copier_submit(&v);
     send_record(w, &r);
     if (!v.tokens_n)
         return;
@@ -128,7 +108,7 @@ static bool snapshot(void *arg, const struct coord_request_view *v)
 {
     struct world *w = arg;
     struct copy_record r;
-    submit_record(&r, v);
+    r = copier_submit(v);
     tell_record(w, &r);
     if (v->tokens_n) {
         tokens_record(&r, v);
